@@ -1,0 +1,31 @@
+find_package(Threads REQUIRED)
+find_package(Protobuf REQUIRED)
+find_package(absl REQUIRED)
+find_package(Eigen3 3.4 REQUIRED)
+find_package(spdlog REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
+pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
+
+# oneDNN makes the CPU device about twice as fast; without it Eigen does everything.
+option(PARLEY_WITH_ONEDNN "Use oneDNN for convolution and GEMM if it is found" ON)
+if(PARLEY_WITH_ONEDNN)
+  # Not through its CMake package: Debian's asks for OpenCL's development files, which nothing here uses.
+  find_library(PARLEY_DNNL_LIBRARY dnnl)
+  find_path(PARLEY_DNNL_INCLUDE oneapi/dnnl/dnnl.hpp)
+endif()
+if(PARLEY_DNNL_LIBRARY AND PARLEY_DNNL_INCLUDE)
+  set(PARLEY_HAVE_ONEDNN ON)
+  find_package(OpenMP REQUIRED)  # oneDNN's threads, which the device holds to compute_threads
+  add_library(parley_dnnl INTERFACE)
+  target_include_directories(parley_dnnl INTERFACE ${PARLEY_DNNL_INCLUDE})
+  target_link_libraries(parley_dnnl INTERFACE ${PARLEY_DNNL_LIBRARY} OpenMP::OpenMP_CXX)
+  message(STATUS "parley: CPU device on oneDNN (${PARLEY_DNNL_LIBRARY}) and Eigen")
+else()
+  message(STATUS "parley: CPU device on Eigen alone (libdnnl-dev not found or switched off)")
+endif()
+
+if(PARLEY_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()

@@ -1,0 +1,18 @@
+option(PARLEY_BUILD_TESTS "Build the tests" ON)
+set(PARLEY_SANITIZE "" CACHE STRING "Sanitizers, as for -fsanitize=: 'address,undefined' or 'thread'")
+
+# One baseline for every file, so that a struct looks the same everywhere; hot loops pick wider code at run time.
+add_compile_options(-march=x86-64-v3 -Wall -Wextra -Wno-unused-parameter -fno-omit-frame-pointer)
+
+# The same expression must give the same bits in every translation unit: no silent fused multiply-add.
+add_compile_options(-ffp-contract=off)
+
+if(PARLEY_SANITIZE)
+  add_compile_options(-fsanitize=${PARLEY_SANITIZE} -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${PARLEY_SANITIZE})
+endif()
+
+find_program(PARLEY_CCACHE ccache)
+if(PARLEY_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${PARLEY_CCACHE})
+endif()

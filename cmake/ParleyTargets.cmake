@@ -1,0 +1,29 @@
+# parley_library(NAME SOURCES ... DEPS ...): one static library per folder, target parley_NAME.
+function(parley_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_library(parley_${name} STATIC ${ARG_SOURCES})
+  target_include_directories(parley_${name} PUBLIC ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+  target_link_libraries(parley_${name} PUBLIC ${ARG_DEPS})
+endfunction()
+
+# parley_binary(NAME SOURCES ... DEPS ...): an executable under build/<preset>/bin.
+function(parley_binary name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+endfunction()
+
+# parley_test(NAME SOURCES ... DEPS ... [LABELS ...] [TIMEOUT seconds]): a gtest program, one ctest entry.
+# Labels: "bytes" = handles foreign bytes or manual memory (runs under ASan/UBSan), "threads" = has threads (TSan).
+function(parley_test name)
+  cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES})
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR} ${CMAKE_BINARY_DIR})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  if(NOT ARG_TIMEOUT)
+    set(ARG_TIMEOUT 120)
+  endif()
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+endfunction()

@@ -1,0 +1,68 @@
+// Aggregator: when is a gradient applied, and with which others.
+//
+// One object per partition. Under BSP a step is complete when every live worker (less
+// `backup_workers`) has pushed its tick; its gradients then come out together in worker-rank order,
+// never in order of arrival, since float addition does not associate. Under SSP and ASP each
+// gradient comes out at once and alone. Holds the received Buffers themselves, no copies. Pure: no
+// time, no I/O. Not thread-safe.
+#ifndef PARLEY_PS_SYNC_AGGREGATOR_H_
+#define PARLEY_PS_SYNC_AGGREGATOR_H_
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "proto/experiment.pb.h"
+#include "ps/base/buffer.h"
+
+namespace parley {
+
+struct Contribution {
+  uint32_t worker = 0;
+  double weight = 0;  // samples summed in `gradient`; 0 for a worker that had none in this step
+  Buffer gradient;    // float32 [partition size]; empty if weight is 0
+};
+
+// Gradients to be applied together, ascending by worker.
+struct CompleteStep {
+  uint64_t tick = 0;
+  std::vector<Contribution> contributions;
+  std::vector<uint32_t>
+      closed;  // workers whose `tick` is closed by this, contributing or passed over
+};
+
+class Aggregator {
+ public:
+  enum class Verdict {
+    kAccepted,  // held or ready
+    kLate,      // its step is closed already (backup workers): acknowledge, never apply
+  };
+
+  virtual ~Aggregator() = default;
+
+  static std::unique_ptr<Aggregator> Create(const pb::Consistency& consistency, uint32_t workers);
+
+  // kInvalidArgument: a second gradient of the same worker and tick (the replay guard lets no
+  // replay this far), or a tick more than kMaxAhead past the oldest open one: no honest worker can
+  // be there, and memory is bounded.
+  virtual absl::StatusOr<Verdict> Add(uint64_t tick, Contribution contribution) = 0;
+
+  // The next step that is ready, oldest first; call until it returns false.
+  virtual bool PopComplete(CompleteStep* step) = 0;
+
+  // `worker` pushes no tick >= `after_tick`: steps from there on do not wait for it. What it pushed
+  // before counts.
+  virtual void OnLeave(uint32_t worker, uint64_t after_tick) = 0;
+
+  // Gradients held that are not yet applied.
+  virtual size_t held() const = 0;
+
+  // Open steps at a time; staleness beyond this is refused by the configuration check.
+  static constexpr uint64_t kMaxAhead = 1024;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_SYNC_AGGREGATOR_H_

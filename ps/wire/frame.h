@@ -1,0 +1,30 @@
+// Frame: what nodes exchange. A Protobuf header and, beside it, raw little-endian tensor payloads
+// that no codec copies.
+//
+// Value type; not thread-safe. The payload Buffers may refer to received messages or to live
+// weights.
+#ifndef PARLEY_PS_WIRE_FRAME_H_
+#define PARLEY_PS_WIRE_FRAME_H_
+
+#include <cstddef>
+#include <vector>
+
+#include "proto/wire.pb.h"
+#include "ps/base/buffer.h"
+
+namespace parley {
+
+struct Frame {
+  pb::FrameHeader header;
+  std::vector<Buffer> payload;  // one per part with count > 0, or none at all
+
+  size_t payload_bytes() const {
+    size_t bytes = 0;
+    for (const Buffer& buffer : payload) bytes += buffer.size();
+    return bytes;
+  }
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_WIRE_FRAME_H_

@@ -1,0 +1,88 @@
+// SchedulerLink: a server's or worker's tie to the scheduler. It joins the job, beats, and learns
+// when to stop.
+//
+// Join: HELLO until a Welcome or a refusal, within `join_timeout`. Then a HEARTBEAT every
+// heartbeat_ms of the experiment; a scheduler that answers none for node_timeout_ms counts as dead.
+// STOP may come at any time and is acknowledged as often as it is asked. Thread-safety: as Env,
+// everything on the loop.
+#ifndef PARLEY_PS_NET_SCHEDULER_LINK_H_
+#define PARLEY_PS_NET_SCHEDULER_LINK_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/cluster.pb.h"
+#include "ps/base/env.h"
+#include "ps/net/rpc.h"
+
+namespace parley {
+
+class SchedulerLink {
+ public:
+  struct Options {
+    std::string scheduler;  // endpoint, "tcp://host:port"
+    absl::Duration join_timeout = absl::Seconds(60);
+    pb::Hello hello;
+  };
+  struct Handlers {
+    // Admitted; identity is set on the Rpc already. Once.
+    absl::AnyInvocable<void(const pb::Welcome&)> on_welcome;
+    // What to say in the next heartbeat.
+    absl::AnyInvocable<pb::Heartbeat()> heartbeat;
+    // Told to stop; returns what to answer. Called for each STOP received, so it must be
+    // idempotent.
+    absl::AnyInvocable<pb::StopAck(const pb::Stop&)> on_stop;
+    // The end, once, at most: OK after a STOP with ok (a little later, so that the answer gets
+    // out); else why: refused, nobody there, scheduler silent, or the reason of the STOP.
+    absl::AnyInvocable<void(absl::Status)> on_end;
+  };
+
+  // All of them must outlive this; `transport` gets connected to the scheduler by Start.
+  SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options options, Handlers handlers);
+  ~SchedulerLink();
+
+  void Start();
+
+  // Ends the node from its own side: tells the scheduler why (best effort) and calls on_end(status)
+  // a little later.
+  void Fail(const absl::Status& status);
+
+  // A request to the scheduler with a deadline; `what` completes "no answer to ... from the
+  // scheduler".
+  void Ask(pb::Kind kind, std::string body, absl::Duration deadline, const std::string& what,
+           Rpc::Callback callback);
+
+  bool ended() const { return ended_; }
+
+ private:
+  void OnHelloAnswer(absl::StatusOr<Frame> answer);
+  void Beat();
+  void End(absl::Status status, absl::Duration after);
+
+  Env* const env_;
+  Transport* const transport_;
+  Rpc* const rpc_;
+  const Options options_;
+  Handlers handlers_;
+  pb::Welcome welcome_;
+  bool ending_ = false;
+  bool ended_ = false;
+  absl::Duration last_heard_;
+  TimerId beat_timer_ = kNoTimer;
+  TimerId end_timer_ = kNoTimer;
+};
+
+// Parses a request's or answer's body; kInvalidArgument names the message type.
+template <typename Message>
+absl::Status ParseBody(const Frame& frame, Message* message) {
+  if (message->ParseFromString(frame.header.body())) return absl::OkStatus();
+  return absl::InvalidArgumentError("the body of kind " + pb::Kind_Name(frame.header.kind()) +
+                                    " is no valid " + message->GetTypeName());
+}
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_NET_SCHEDULER_LINK_H_

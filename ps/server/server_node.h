@@ -1,0 +1,53 @@
+// ServerNode: one shard of a server - a single event loop that owns some partitions of every table
+// and nothing else.
+//
+// It joins the job, is assigned its partitions, then answers pushes and pulls: replay guard,
+// aggregator, update, and the consistency policy in front of reads. More cores means more shards in
+// a process, never a lock. Sees the world through Env and Transport alone, so the same code runs in
+// a process and in the simulated cluster.
+#ifndef PARLEY_PS_SERVER_SERVER_NODE_H_
+#define PARLEY_PS_SERVER_SERVER_NODE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "ps/base/env.h"
+#include "ps/net/transport.h"
+
+namespace parley {
+
+class ServerNode {
+ public:
+  struct Options {
+    std::string scheduler;  // endpoint
+    std::string job;        // empty: whatever runs there
+    std::string node_name;  // for people: "host:pid/shard"
+    uint64_t process = 0;   // equal for all shards of a process; not 0
+    uint32_t shard = 0;     // index within the process
+    absl::Duration join_timeout = absl::Seconds(60);
+    absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
+  };
+
+  // `env` and `transport` must outlive this. `done` is called once, on the loop: OK when the
+  // scheduler ended the job well, else why this shard ends.
+  ServerNode(Env* env, Transport* transport, Options options,
+             absl::AnyInvocable<void(absl::Status)> done);
+  ~ServerNode();
+
+  void Start();
+
+  // Ends this node with `status` (a signal): tells the scheduler and calls done.
+  void Stop(const absl::Status& status);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_SERVER_SERVER_NODE_H_

@@ -1,0 +1,49 @@
+// WorkerNode: joins the job, reads its part of the data, and trains: pull, compute, push, until the
+// experiment is done.
+//
+// All decisions run on the Env's loop; computing and reading data run in Env::Offload. Sees the
+// world through Env and Transport alone, so the same code runs in a process and in the simulated
+// cluster.
+#ifndef PARLEY_WORKER_WORKER_NODE_H_
+#define PARLEY_WORKER_WORKER_NODE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "ps/base/env.h"
+#include "ps/net/transport.h"
+
+namespace parley {
+
+class WorkerNode {
+ public:
+  struct Options {
+    std::string scheduler;  // endpoint
+    std::string job;        // empty: whatever runs there
+    std::string node_name;  // for people: "host:pid"
+    absl::Duration join_timeout = absl::Seconds(60);
+    absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
+  };
+
+  // `env` and `transport` must outlive this. `done` is called once, on the loop: OK when the
+  // scheduler ended the job well, else why this worker ends.
+  WorkerNode(Env* env, Transport* transport, Options options,
+             absl::AnyInvocable<void(absl::Status)> done);
+  ~WorkerNode();
+
+  void Start();
+
+  // Ends this node with `status` (a signal): tells the scheduler and calls done.
+  void Stop(const absl::Status& status);
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_WORKER_NODE_H_

@@ -11,6 +11,8 @@
 #define PARLEY_PS_NET_RPC_H_
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 
 #include "absl/container/flat_hash_map.h"
@@ -84,18 +86,23 @@ class Rpc {
 
  private:
   struct Outstanding;
+  void Stamp(uint64_t request_id, pb::FrameHeader* header) const;
   void OnFrame(NodeId from, Frame frame);
+  void OnAnswer(NodeId from, Frame frame);
   void SendAttempt(uint64_t id);
+  void ArmAttempt(uint64_t id, absl::Duration silence);
   void OnAttemptTimeout(uint64_t id);
+  void OnDeadline(uint64_t id);
+  std::unique_ptr<Outstanding> Take(uint64_t id);  // out of calls_, timers cancelled
   void Finish(uint64_t id, absl::StatusOr<Frame> result);
 
   Env* const env_;
   Transport* const transport_;
   uint64_t job_ = 0;
   uint32_t incarnation_ = 0, rank_ = 0;
-  uint64_t next_id_ = 1;
+  uint64_t next_id_;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Outstanding>> calls_;
-  absl::flat_hash_map<int, Handler> handlers_;
+  std::map<int, Handler> handlers_;  // stays put when a handler adds another
   absl::AnyInvocable<absl::Status(NodeId, const pb::FrameHeader&)> admission_;
   RpcCounters counters_;
 };

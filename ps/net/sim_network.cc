@@ -7,12 +7,13 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/string_view.h"
 #include "ps/wire/codec.h"
 
 namespace parley {
 namespace {
 
-constexpr std::string_view kScheme = "sim://";
+constexpr absl::string_view kScheme = "sim://";
 
 // A copy that starts `skew` bytes past an aligned address, since received bytes may be anywhere.
 Buffer CopyOf(const Buffer& bytes, size_t skew) {

@@ -1,0 +1,49 @@
+// Dataset: labelled samples with random access by index.
+//
+// Two kinds: IDX files (bytes kept as bytes, normalised while a batch is read) and Synthetic, which
+// is computed from the seed and kept nowhere.
+#ifndef PARLEY_WORKER_DATA_DATASET_H_
+#define PARLEY_WORKER_DATA_DATASET_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "models/model.h"
+#include "proto/experiment.pb.h"
+
+namespace parley {
+
+// Thread-safe: immutable after it is made.
+class Dataset {
+ public:
+  virtual ~Dataset() = default;
+
+  virtual uint64_t samples() const = 0;
+  virtual SampleShape shape() const = 0;
+  // Labels are in [0, classes()).
+  virtual uint32_t classes() const = 0;
+
+  // Fills x [ids.size(), channels, height, width] and labels [ids.size()].
+  // REQUIRES: every id < samples().
+  virtual void Read(absl::Span<const uint64_t> ids, float* x, int32_t* labels) const = 0;
+};
+
+// The training or the test set of an experiment. Errors name the file or field, what is wrong and
+// what is allowed.
+absl::StatusOr<std::unique_ptr<Dataset>> LoadDataset(const pb::Data& data, uint64_t seed,
+                                                     bool train);
+
+struct DataSplits {
+  std::unique_ptr<Dataset> train;
+  std::unique_ptr<Dataset> test;
+};
+
+// Both, checked against each other: same sample shape, no test label that training does not know.
+absl::StatusOr<DataSplits> LoadDataSplits(const pb::Data& data, uint64_t seed);
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_DATA_DATASET_H_

@@ -65,9 +65,9 @@ constexpr FieldRule kRules[] = {
     {"parley.pb.AdamW.beta1", 0, 1, false, true},
     {"parley.pb.AdamW.beta2", 0, 1, false, true},
     {"parley.pb.AdamW.eps", 0, kInf, true},
-    {"parley.pb.StepDecay.every", 1, 1e15, false, false, true},
+    {"parley.pb.StepDecay.every", 1, 1e9, false, false, true},
     {"parley.pb.StepDecay.gamma", 0, 1, true},
-    {"parley.pb.Cosine.steps", 1, 1e15, false, false, true},
+    {"parley.pb.Cosine.steps", 1, 1e9, false, false, true},
     {"parley.pb.Cosine.min_factor", 0, 1},
     // The server holds at most this many open steps (Aggregator::kMaxAhead), with room to spare.
     {"parley.pb.Consistency.staleness", 0, 1000},

@@ -1,0 +1,15 @@
+// Checks an optimizer's configuration; internal to ps/table.
+#ifndef PARLEY_PS_TABLE_OPTIMIZER_CONFIG_H_
+#define PARLEY_PS_TABLE_OPTIMIZER_CONFIG_H_
+
+#include "absl/status/status.h"
+#include "proto/experiment.pb.h"
+
+namespace parley {
+
+// kInvalidArgument: "optimizer.sgd.momentum is -1; allowed: ...", the first field that is wrong.
+absl::Status CheckOptimizer(const pb::Optimizer& config);
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_TABLE_OPTIMIZER_CONFIG_H_

@@ -1,0 +1,252 @@
+// The kernels' one source, included by a file per instruction set that names
+// PARLEY_KERNEL_NAMESPACE and PARLEY_KERNEL_ISA. No include guard and no library header on purpose:
+// see optimizer_kernels.h.
+//
+// The loops are plain so that one text serves every width: the compiler vectorises them, and since
+// each element sees the same IEEE operations (correctly rounded + - * / sqrt, never an FMA) the
+// width cannot show in the result. `ivdep` instead of restrict, because weights may be updated in
+// place: element i is read before it is written, and no other element of the same array is touched.
+#include "ps/table/optimizer_kernels.h"
+
+namespace parley {
+namespace PARLEY_KERNEL_NAMESPACE {
+namespace {
+
+// A tile's gradient (8 KiB) and its weights stay in the first-level cache between the loops.
+constexpr uint64_t kTile = 2048;
+constexpr uint64_t kLanes = 16;  // of the sum of squares
+
+// Received gradients may begin at any byte.
+typedef float UnalignedFloat __attribute__((aligned(1), may_alias));
+
+// g = the sum of kCount gradients in order (on top of g unless kFirst), scaled and clipped if
+// kLast. A NaN passes the clip as torch.clamp lets it.
+template <int kCount, bool kFirst, bool kLast>
+void SumTile(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n, float* g) {
+  const float* const* all = sum.gradients + from;
+  const UnalignedFloat* a = reinterpret_cast<const UnalignedFloat*>(all[0]) + offset;
+  const UnalignedFloat* b =
+      kCount > 1 ? reinterpret_cast<const UnalignedFloat*>(all[1]) + offset : a;
+  const UnalignedFloat* c =
+      kCount > 2 ? reinterpret_cast<const UnalignedFloat*>(all[2]) + offset : a;
+  const UnalignedFloat* d =
+      kCount > 3 ? reinterpret_cast<const UnalignedFloat*>(all[3]) + offset : a;
+  const float inverse_weight = sum.inverse_weight, norm_scale = sum.norm_scale, clip = sum.clip;
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    float s = kFirst ? a[i] : g[i] + a[i];
+    if (kCount > 1) s = s + b[i];
+    if (kCount > 2) s = s + c[i];
+    if (kCount > 3) s = s + d[i];
+    if (kLast) {
+      s = s * inverse_weight;
+      s = s * norm_scale;
+      s = s < -clip ? -clip : s;
+      s = s > clip ? clip : s;
+    }
+    g[i] = s;
+  }
+}
+
+template <bool kFirst>
+void SumLast(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n, float* g) {
+  switch (sum.count - from) {
+    case 1:
+      return SumTile<1, kFirst, true>(sum, from, offset, n, g);
+    case 2:
+      return SumTile<2, kFirst, true>(sum, from, offset, n, g);
+    case 3:
+      return SumTile<3, kFirst, true>(sum, from, offset, n, g);
+    default:
+      return SumTile<4, kFirst, true>(sum, from, offset, n, g);
+  }
+}
+
+// Four gradients at a time: that is as many streams as the hardware prefetches well, and g itself
+// stays in cache.
+void SumGradients(const GradientSum& sum, uint64_t offset, uint64_t n, float* g) {
+  if (sum.count == 0) {
+    for (uint64_t i = 0; i < n; ++i) g[i] = 0;
+    return;
+  }
+  if (sum.count <= 4) return SumLast<true>(sum, 0, offset, n, g);
+  SumTile<4, true, false>(sum, 0, offset, n, g);
+  uint64_t from = 4;
+  for (; sum.count - from > 4; from += 4) SumTile<4, false, false>(sum, from, offset, n, g);
+  SumLast<false>(sum, from, offset, n, g);
+}
+
+void DecayTile(float weight_decay, const float* w, float* g, uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) g[i] = g[i] + weight_decay * w[i];
+}
+
+// The rules. w: weights before, out: after, g: the finished gradient, s*: slots; all [n]. Operation
+// order is that of torch.optim's single-tensor loops; addcdiv is w + (value * a) / b.
+
+void Sgd(RuleScalars k, const float* w, float* out, const float* g, uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) out[i] = w[i] + k.minus_lr * g[i];
+}
+
+void SgdMomentum(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float buffer = k.keep * s0[i] + k.take * g[i];
+    s0[i] = buffer;
+    out[i] = w[i] + k.minus_lr * buffer;
+  }
+}
+
+void SgdNesterov(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float buffer = k.keep * s0[i] + k.take * g[i];
+    s0[i] = buffer;
+    out[i] = w[i] + k.minus_lr * (g[i] + k.momentum * buffer);
+  }
+}
+
+void Adagrad(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float sum = s0[i] + g[i] * g[i];
+    s0[i] = sum;
+    out[i] = w[i] + (k.minus_lr * g[i]) / (__builtin_sqrtf(sum) + k.eps);
+  }
+}
+
+void Adadelta(RuleScalars k, const float* w, float* out, float* s0, float* s1, const float* g,
+              uint64_t n) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float square = k.keep * s0[i] + (k.take * g[i]) * g[i];
+    s0[i] = square;
+    const float std = __builtin_sqrtf(square + k.eps);
+    const float delta = __builtin_sqrtf(s1[i] + k.eps) / std * g[i];
+    s1[i] = k.keep * s1[i] + (k.take * delta) * delta;
+    out[i] = w[i] + k.minus_lr * delta;
+  }
+}
+
+// kCentered: slot 1 is the gradient average; kMomentum: the last slot is the momentum buffer.
+template <bool kCentered, bool kMomentum>
+void RmsProp(RuleScalars k, const float* w, float* out, float* const* slots, const float* g,
+             uint64_t n) {
+  float* s0 = slots[0];
+  float* s1 = slots[1];
+  float* buffers = slots[kCentered ? 2 : 1];
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float square = k.keep * s0[i] + (k.take * g[i]) * g[i];
+    s0[i] = square;
+    float variance = square;
+    if (kCentered) {
+      const float mean = k.keep * s1[i] + k.take * g[i];
+      s1[i] = mean;
+      variance = square - mean * mean;
+    }
+    const float avg = __builtin_sqrtf(variance) + k.eps;
+    if (kMomentum) {
+      const float buffer = k.momentum * buffers[i] + g[i] / avg;
+      buffers[i] = buffer;
+      out[i] = w[i] + k.minus_lr * buffer;
+    } else {
+      out[i] = w[i] + (k.minus_lr * g[i]) / avg;
+    }
+  }
+}
+
+template <bool kAmsgrad>
+void Adam(RuleScalars k, const float* w, float* out, float* const* slots, const float* g,
+          uint64_t n) {
+  float* s0 = slots[0];
+  float* s1 = slots[1];
+  float* s2 = slots[2];
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < n; ++i) {
+    const float first = k.keep * s0[i] + k.take * g[i];
+    s0[i] = first;
+    float second = k.keep_second * s1[i] + (k.take_second * g[i]) * g[i];
+    s1[i] = second;
+    if (kAmsgrad) {
+      second = s2[i] > second ? s2[i] : second;
+      s2[i] = second;
+    }
+    const float denominator = __builtin_sqrtf(second) / k.bias2_sqrt + k.eps;
+    out[i] = w[i] * k.weight_factor + (k.minus_lr * first) / denominator;
+  }
+}
+
+void UpdateTile(UpdateRule rule, const RuleScalars& k, const float* w, float* out,
+                float* const* slots, const float* g, uint64_t n) {
+  switch (rule) {
+    case UpdateRule::kSgd:
+      return Sgd(k, w, out, g, n);
+    case UpdateRule::kSgdMomentum:
+      return SgdMomentum(k, w, out, slots[0], g, n);
+    case UpdateRule::kSgdNesterov:
+      return SgdNesterov(k, w, out, slots[0], g, n);
+    case UpdateRule::kAdagrad:
+      return Adagrad(k, w, out, slots[0], g, n);
+    case UpdateRule::kAdadelta:
+      return Adadelta(k, w, out, slots[0], slots[1], g, n);
+    case UpdateRule::kRmsProp:
+      return RmsProp<false, false>(k, w, out, slots, g, n);
+    case UpdateRule::kRmsPropMomentum:
+      return RmsProp<false, true>(k, w, out, slots, g, n);
+    case UpdateRule::kRmsPropCentered:
+      return RmsProp<true, false>(k, w, out, slots, g, n);
+    case UpdateRule::kRmsPropCenteredMomentum:
+      return RmsProp<true, true>(k, w, out, slots, g, n);
+    case UpdateRule::kAdam:
+      return Adam<false>(k, w, out, slots, g, n);
+    case UpdateRule::kAdamAmsgrad:
+      return Adam<true>(k, w, out, slots, g, n);
+  }
+}
+
+void Update(const UpdatePass& pass) {
+  alignas(64) float g[kTile];
+  for (uint64_t begin = 0; begin < pass.n; begin += kTile) {
+    const uint64_t n = pass.n - begin < kTile ? pass.n - begin : kTile;
+    SumGradients(pass.sum, begin, n, g);
+    if (pass.weight_decay != 0) DecayTile(pass.weight_decay, pass.weights_in + begin, g, n);
+    float* slots[3];
+    for (int s = 0; s < 3; ++s) slots[s] = pass.slots[s] ? pass.slots[s] + begin : nullptr;
+    UpdateTile(pass.rule, pass.scalars, pass.weights_in + begin, pass.weights_out + begin, slots, g,
+               n);
+  }
+}
+
+double SumOfSquares(uint64_t n, const GradientSum& sum) {
+  static_assert(kTile % kLanes == 0, "every tile begins at lane 0");
+  alignas(64) float g[kTile];
+  alignas(64) double lanes[kLanes] = {};
+  for (uint64_t begin = 0; begin < n; begin += kTile) {
+    const uint64_t size = n - begin < kTile ? n - begin : kTile;
+    SumGradients(sum, begin, size, g);
+    // Zeros up to a whole row of lanes add nothing: x + 0.0 is x for every x >= 0.
+    const uint64_t padded = (size + kLanes - 1) / kLanes * kLanes;
+    for (uint64_t i = size; i < padded; ++i) g[i] = 0;
+    double row[kLanes];
+    for (uint64_t j = 0; j < kLanes; ++j) row[j] = lanes[j];
+    for (uint64_t i = 0; i < padded; i += kLanes) {
+      for (uint64_t j = 0; j < kLanes; ++j) {
+        const double x = g[i + j];
+        row[j] += x * x;
+      }
+    }
+    for (uint64_t j = 0; j < kLanes; ++j) lanes[j] = row[j];
+  }
+  double total = 0;
+  for (uint64_t j = 0; j < kLanes; ++j) total += lanes[j];
+  return total;
+}
+
+}  // namespace
+
+const OptimizerKernels kKernels = {PARLEY_KERNEL_ISA, &Update, &SumOfSquares};
+
+}  // namespace PARLEY_KERNEL_NAMESPACE
+}  // namespace parley

@@ -1,0 +1,122 @@
+#include "ps/table/optimizer_rules.h"
+
+#include <cmath>
+
+#include "ps/table/decimal.h"
+#include "ps/table/fixed_math.h"
+
+namespace parley {
+namespace {
+
+void SetSgd(const pb::Sgd& sgd, uint64_t update, RuleScalars* k) {
+  const double momentum = DecimalOf(sgd.momentum());
+  k->momentum = static_cast<float>(momentum);
+  // The first gradient enters the momentum buffer whole, without dampening; the slot, being zero
+  // then, adds nothing.
+  const bool first = update <= 1;
+  k->keep = first ? 0.0f : k->momentum;
+  k->take = first ? 1.0f : static_cast<float>(1 - DecimalOf(sgd.dampening()));
+}
+
+// Adam and AdamW have the same fields.
+template <typename Config>
+void SetAdam(const Config& adam, double lr, uint64_t update, RuleScalars* k) {
+  const double beta1 = DecimalOf(adam.beta1()), beta2 = DecimalOf(adam.beta2());
+  k->keep = static_cast<float>(beta1);
+  k->take = static_cast<float>(1 - beta1);
+  k->keep_second = static_cast<float>(beta2);
+  k->take_second = static_cast<float>(1 - beta2);
+  k->eps = static_cast<float>(DecimalOf(adam.eps()));
+  k->bias2_sqrt = static_cast<float>(std::sqrt(1 - IntegerPower(beta2, update)));
+  k->minus_lr = static_cast<float>(-(lr / (1 - IntegerPower(beta1, update))));
+}
+
+}  // namespace
+
+UpdateRule RuleOf(const pb::Optimizer& config) {
+  switch (config.rule_case()) {
+    case pb::Optimizer::kSgd:
+      if (config.sgd().momentum() == 0) return UpdateRule::kSgd;
+      return config.sgd().nesterov() ? UpdateRule::kSgdNesterov : UpdateRule::kSgdMomentum;
+    case pb::Optimizer::kAdagrad:
+      return UpdateRule::kAdagrad;
+    case pb::Optimizer::kAdadelta:
+      return UpdateRule::kAdadelta;
+    case pb::Optimizer::kRmsprop:
+      if (config.rmsprop().centered()) {
+        return config.rmsprop().momentum() > 0 ? UpdateRule::kRmsPropCenteredMomentum
+                                               : UpdateRule::kRmsPropCentered;
+      }
+      return config.rmsprop().momentum() > 0 ? UpdateRule::kRmsPropMomentum : UpdateRule::kRmsProp;
+    case pb::Optimizer::kAdam:
+      return config.adam().amsgrad() ? UpdateRule::kAdamAmsgrad : UpdateRule::kAdam;
+    case pb::Optimizer::kAdamw:
+    case pb::Optimizer::RULE_NOT_SET:  // refused by CheckOptimizer
+      return UpdateRule::kAdam;
+  }
+  return UpdateRule::kAdam;
+}
+
+int SlotsOf(UpdateRule rule) {
+  switch (rule) {
+    case UpdateRule::kSgd:
+      return 0;
+    case UpdateRule::kSgdMomentum:
+    case UpdateRule::kSgdNesterov:
+    case UpdateRule::kAdagrad:
+    case UpdateRule::kRmsProp:
+      return 1;
+    case UpdateRule::kAdadelta:
+    case UpdateRule::kRmsPropMomentum:
+    case UpdateRule::kRmsPropCentered:
+    case UpdateRule::kAdam:
+      return 2;
+    case UpdateRule::kRmsPropCenteredMomentum:
+    case UpdateRule::kAdamAmsgrad:
+      return 3;
+  }
+  return 0;
+}
+
+RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
+  RuleScalars k;
+  k.minus_lr = static_cast<float>(-lr);
+  switch (config.rule_case()) {
+    case pb::Optimizer::kSgd:
+      SetSgd(config.sgd(), update, &k);
+      break;
+    case pb::Optimizer::kAdagrad: {
+      const double decay = DecimalOf(config.adagrad().lr_decay());
+      k.minus_lr = static_cast<float>(-(lr / (1 + (static_cast<double>(update) - 1) * decay)));
+      k.eps = static_cast<float>(DecimalOf(config.adagrad().eps()));
+      break;
+    }
+    case pb::Optimizer::kAdadelta: {
+      const double rho = DecimalOf(config.adadelta().rho());
+      k.keep = static_cast<float>(rho);
+      k.take = static_cast<float>(1 - rho);
+      k.eps = static_cast<float>(DecimalOf(config.adadelta().eps()));
+      break;
+    }
+    case pb::Optimizer::kRmsprop: {
+      const double alpha = DecimalOf(config.rmsprop().alpha());
+      k.keep = static_cast<float>(alpha);
+      k.take = static_cast<float>(1 - alpha);
+      k.momentum = static_cast<float>(DecimalOf(config.rmsprop().momentum()));
+      k.eps = static_cast<float>(DecimalOf(config.rmsprop().eps()));
+      break;
+    }
+    case pb::Optimizer::kAdam:
+      SetAdam(config.adam(), lr, update, &k);
+      break;
+    case pb::Optimizer::kAdamw:
+      SetAdam(config.adamw(), lr, update, &k);
+      k.weight_factor = static_cast<float>(1 - lr * DecimalOf(config.weight_decay()));
+      break;
+    case pb::Optimizer::RULE_NOT_SET:
+      break;
+  }
+  return k;
+}
+
+}  // namespace parley

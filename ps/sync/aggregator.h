@@ -8,8 +8,8 @@
 #ifndef PARLEY_PS_SYNC_AGGREGATOR_H_
 #define PARLEY_PS_SYNC_AGGREGATOR_H_
 
+#include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -44,16 +44,20 @@ class Aggregator {
 
   static std::unique_ptr<Aggregator> Create(const pb::Consistency& consistency, uint32_t workers);
 
-  // kInvalidArgument: a second gradient of the same worker and tick (the replay guard lets no
-  // replay this far), or a tick more than kMaxAhead past the oldest open one: no honest worker can
-  // be there, and memory is bounded.
+  // kInvalidArgument: no such worker; a weight that is negative or no number; a second gradient of
+  // the same worker and tick (the replay guard lets no replay this far); a tick that the worker
+  // said it would not push (OnLeave); or a tick more than kMaxAhead past the oldest open one -
+  // under SSP and ASP, of this worker: no honest worker can be there, and memory is bounded.
   virtual absl::StatusOr<Verdict> Add(uint64_t tick, Contribution contribution) = 0;
 
-  // The next step that is ready, oldest first; call until it returns false.
+  // The next step that is ready, oldest first; call until it returns false. Under SSP and ASP those
+  // of one worker come in tick order, those of several in the order in which they became ready.
   virtual bool PopComplete(CompleteStep* step) = 0;
 
   // `worker` pushes no tick >= `after_tick`: steps from there on do not wait for it. What it pushed
-  // before counts.
+  // before counts. Of several calls the lowest tick holds; unknown workers are ignored. May make
+  // steps ready. A step that nobody is left to push completes with what it has, as soon as anything
+  // from there on is held.
   virtual void OnLeave(uint32_t worker, uint64_t after_tick) = 0;
 
   // Gradients held that are not yet applied.

@@ -31,11 +31,12 @@ class ConsistencyPolicy {
   void OnTick(uint32_t worker, uint64_t tick);
   // From now on nobody waits for `worker`.
   void OnLeave(uint32_t worker);
-  // A worker comes (back) with all ticks below `clock` behind it.
+  // A worker comes (back) with all ticks below `clock` behind it. Its own clock does not go back,
+  // but min_clock() does if it is behind the others: they wait for it again.
   void OnJoin(uint32_t worker, uint64_t clock);
 
   bool MayRead(uint64_t tick) const {
-    return staleness_ == kUnbounded || min_clock_ + staleness_ >= tick || live_ == 0;
+    return tick <= min_clock_ || tick - min_clock_ <= staleness_ || live_ == 0;
   }
 
   // Ticks that every live worker has closed; the largest clock when none is live.
@@ -44,7 +45,8 @@ class ConsistencyPolicy {
   bool live(uint32_t worker) const { return is_live_[worker]; }
   uint32_t workers() const { return static_cast<uint32_t>(clocks_.size()); }
 
-  // Whom a reader of `tick` waits for: "worker 1 (at tick 6)"; empty if it may read.
+  // Whom a reader of `tick` waits for: "worker 1 (at tick 6)", of many the first four and how many
+  // more; empty if it may read.
   std::string WaitsFor(uint64_t tick) const;
 
  private:
@@ -55,6 +57,7 @@ class ConsistencyPolicy {
   std::vector<bool> is_live_;
   uint32_t live_;
   uint64_t min_clock_ = 0;
+  uint32_t at_min_;  // live workers whose clock is min_clock_; at 0 it has moved
 };
 
 }  // namespace parley

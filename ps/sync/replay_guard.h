@@ -31,14 +31,15 @@ class ReplayGuard {
   // Looks without remembering, so that a push of several parts is checked as a whole before any of
   // it is taken. kFailedPrecondition: another incarnation (the current one is named).
   // kInvalidArgument: no such worker, sequence 0, or acked_below > sequence. kResourceExhausted:
-  // further than kWindow past acked_below.
+  // kWindow or more past acked_below (0 and 1 both mean that nothing is acknowledged).
   absl::Status Check(uint32_t worker, uint32_t incarnation, uint64_t sequence, uint64_t acked_below,
                      Verdict* verdict) const;
 
   // Remembers it. REQUIRES: Check of the same arguments was OK and kNew.
   void Commit(uint32_t worker, uint64_t sequence, uint64_t acked_below);
 
-  // A new incarnation starts from sequence 1; pushes of the old one are refused from now on.
+  // A new incarnation starts from sequence 1; pushes of the old one are refused from now on. The
+  // current one again changes nothing. REQUIRES: such a worker.
   void OnNewIncarnation(uint32_t worker, uint32_t incarnation);
 
  private:

@@ -1,0 +1,84 @@
+#include "ps/sync/bsp_aggregator.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "ps/sync/contribution_check.h"
+
+namespace parley {
+
+BspAggregator::BspAggregator(uint32_t workers, uint32_t backup_workers)
+    : backup_workers_(backup_workers), leaves_at_(workers, kNeverLeaves), front_live_(workers) {}
+
+absl::StatusOr<Aggregator::Verdict> BspAggregator::Add(uint64_t tick, Contribution contribution) {
+  const uint32_t worker = contribution.worker;
+  if (absl::Status status = CheckContribution(tick, contribution, leaves_at_.size());
+      !status.ok()) {
+    return status;
+  }
+  if (tick < front_tick_) return Verdict::kLate;
+  if (absl::Status status = CheckTick(tick, worker, front_tick_, leaves_at_[worker]);
+      !status.ok()) {
+    return status;
+  }
+  const size_t index = tick - front_tick_;
+  while (open_.size() <= index) {
+    open_.emplace_back();
+    open_.back().pushed.resize(leaves_at_.size());
+  }
+  OpenStep& step = open_[index];
+  if (step.pushed[worker]) return SecondGradientError(tick, worker);
+  step.pushed[worker] = true;
+  ++step.live_pushed;
+  step.contributions.push_back(std::move(contribution));
+  ++held_;
+  return Verdict::kAccepted;
+}
+
+bool BspAggregator::FrontComplete() const {
+  if (open_.empty()) return false;
+  // Nobody is left to wait for. Something is held here or in a later step, or it would not be open.
+  if (front_live_ == 0) return true;
+  // However many back-ups there are, a step of nobody's gradient is no step.
+  const uint32_t needed = front_live_ > backup_workers_ ? front_live_ - backup_workers_ : 1;
+  return open_.front().live_pushed >= needed;
+}
+
+bool BspAggregator::PopComplete(CompleteStep* step) {
+  if (!FrontComplete()) return false;
+  OpenStep& front = open_.front();
+  step->tick = front_tick_;
+  step->contributions = std::move(front.contributions);
+  // The one order that does not depend on the network.
+  std::sort(step->contributions.begin(), step->contributions.end(),
+            [](const Contribution& a, const Contribution& b) { return a.worker < b.worker; });
+  step->closed.clear();
+  for (uint32_t w = 0; w < leaves_at_.size(); ++w) {
+    if (front.pushed[w] || LiveAt(w, front_tick_)) step->closed.push_back(w);
+  }
+  held_ -= step->contributions.size();
+  open_.pop_front();
+  ++front_tick_;
+  CountFront();
+  return true;
+}
+
+void BspAggregator::OnLeave(uint32_t worker, uint64_t after_tick) {
+  if (worker >= leaves_at_.size() || after_tick >= leaves_at_[worker]) return;
+  for (size_t i = 0; i < open_.size(); ++i) {
+    const uint64_t tick = front_tick_ + i;
+    // Its gradient stays, but no longer stands for one of those who are waited for.
+    const bool counted = open_[i].pushed[worker] && LiveAt(worker, tick);
+    if (counted && tick >= after_tick) --open_[i].live_pushed;
+  }
+  leaves_at_[worker] = after_tick;
+  CountFront();
+}
+
+void BspAggregator::CountFront() {
+  front_live_ = 0;
+  for (uint32_t w = 0; w < leaves_at_.size(); ++w) front_live_ += LiveAt(w, front_tick_) ? 1 : 0;
+}
+
+}  // namespace parley

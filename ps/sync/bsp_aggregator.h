@@ -1,0 +1,42 @@
+// BspAggregator: the Aggregator of BSP, with or without backup workers; internal to ps/sync.
+#ifndef PARLEY_PS_SYNC_BSP_AGGREGATOR_H_
+#define PARLEY_PS_SYNC_BSP_AGGREGATOR_H_
+
+#include <deque>
+#include <vector>
+
+#include "ps/sync/aggregator.h"
+
+namespace parley {
+
+class BspAggregator : public Aggregator {
+ public:
+  BspAggregator(uint32_t workers, uint32_t backup_workers);
+
+  absl::StatusOr<Verdict> Add(uint64_t tick, Contribution contribution) override;
+  bool PopComplete(CompleteStep* step) override;
+  void OnLeave(uint32_t worker, uint64_t after_tick) override;
+  size_t held() const override { return held_; }
+
+ private:
+  struct OpenStep {
+    std::vector<Contribution> contributions;  // in order of arrival
+    std::vector<bool> pushed;                 // [workers]
+    uint32_t live_pushed = 0;                 // of those who are live in this step
+  };
+
+  bool LiveAt(uint32_t worker, uint64_t tick) const { return tick < leaves_at_[worker]; }
+  bool FrontComplete() const;
+  void CountFront();
+
+  const uint32_t backup_workers_;
+  std::vector<uint64_t> leaves_at_;  // [workers]: the first tick it does not push
+  uint64_t front_tick_ = 0;          // the oldest open step; all before are closed
+  uint32_t front_live_;              // workers that are live in it
+  std::deque<OpenStep> open_;        // front_tick_, front_tick_ + 1, ...
+  size_t held_ = 0;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_SYNC_BSP_AGGREGATOR_H_

@@ -22,7 +22,7 @@ namespace {
 // For nodes that do not end by themselves once told to.
 constexpr absl::Duration kStopTimeout = absl::Seconds(5);
 
-std::string OneLine(std::string_view text) {
+std::string OneLine(absl::string_view text) {
   return absl::StrReplaceAll(text, {{"\n", " "}, {"\r", ""}});
 }
 
@@ -48,7 +48,7 @@ class NodeProcess::Logger {
     logger_.set_pattern("%Y-%m-%dT%H:%M:%S.%e %v");
     logger_.flush_on(spdlog::level::info);  // a process that is killed leaves its last words
   }
-  void Line(std::string_view line) { logger_.info("{}", OneLine(line)); }
+  void Line(absl::string_view line) { logger_.info("{}", OneLine(line)); }
 
  private:
   spdlog::logger logger_;
@@ -183,7 +183,7 @@ void NodeProcess::StopLoops() {
   for (std::unique_ptr<Place>& place : places_) place->env->Stop();
 }
 
-void NodeProcess::Log(std::string_view line) { logger_->Line(line); }
+void NodeProcess::Log(absl::string_view line) { logger_->Line(line); }
 
 int NodeProcess::Complain(const std::string& program, const absl::Status& status) {
   std::fprintf(stderr, "%s: %s\n", program.c_str(), OneLine(status.message()).c_str());

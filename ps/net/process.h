@@ -28,12 +28,12 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "ps/base/loop_env.h"
 #include "ps/net/transport.h"
 
@@ -42,15 +42,15 @@ namespace parley {
 class NodeProcess {
  public:
   struct Options {
-    std::string program;   // "parley-worker": in front of the last line
-    std::string log_file;  // appended to; empty = stderr
+    std::string program;        // "parley-worker": in front of the last line
+    std::string log_file = "";  // appended to; empty = stderr
   };
   // What a node is built on. `done` is called by the node, once, on its loop.
   struct Seat {
     Env* env = nullptr;
     Transport* transport = nullptr;
-    std::function<void(absl::Status)> done;
-    std::function<void(const std::string&)> log;
+    std::function<void(absl::Status)> done = nullptr;
+    std::function<void(const std::string&)> log = nullptr;
   };
   // A node of any kind, held alive and driven on its loop.
   struct Held {
@@ -86,7 +86,7 @@ class NodeProcess {
   int Run();
 
   // One line with a time stamp into the log.
-  void Log(std::string_view line);
+  void Log(absl::string_view line);
 
   // Prints "<program>: <message>" on stderr as one line; returns the exit code 1. For errors before
   // Run.

@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "ps/base/env.h"
 #include "ps/net/transport.h"
+#include "ps/server/server_probe.h"
 
 namespace parley {
 
@@ -29,6 +30,7 @@ class ServerNode {
     uint64_t process = 0;   // equal for all shards of a process; not 0
     uint32_t shard = 0;     // index within the process
     absl::Duration join_timeout = absl::Seconds(60);
+    ServerProbe* probe = nullptr;                      // outlives the node; may be null
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };
 

@@ -1,0 +1,139 @@
+#include "ps/net/scheduler_link.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace parley {
+namespace {
+
+// Time for the last answer to leave this node before it goes away.
+constexpr absl::Duration kLinger = absl::Milliseconds(200);
+
+}  // namespace
+
+SchedulerLink::SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options options,
+                             Handlers handlers)
+    : env_(env),
+      transport_(transport),
+      rpc_(rpc),
+      options_(std::move(options)),
+      handlers_(std::move(handlers)) {}
+
+SchedulerLink::~SchedulerLink() {
+  env_->Cancel(beat_timer_);
+  env_->Cancel(end_timer_);
+}
+
+void SchedulerLink::Start() {
+  if (absl::Status status = transport_->Connect(kSchedulerNode, options_.scheduler); !status.ok()) {
+    End(status, absl::ZeroDuration());
+    return;
+  }
+  rpc_->Handle(pb::STOP, [this](NodeId from, Frame request) {
+    pb::Stop stop;
+    // Only the scheduler may stop a job.
+    if (from != kSchedulerNode || !ParseBody(request, &stop).ok()) {
+      rpc_->ReplyError(from, request.header,
+                       absl::PermissionDeniedError("STOP is the scheduler's to say"));
+      return;
+    }
+    Frame answer;
+    answer.header.set_body(handlers_.on_stop(stop).SerializeAsString());
+    rpc_->Reply(from, request.header, std::move(answer));
+    End(stop.ok() ? absl::OkStatus() : absl::AbortedError(stop.reason()), kLinger);
+  });
+  Frame hello;
+  hello.header.set_kind(pb::HELLO);
+  hello.header.set_body(options_.hello.SerializeAsString());
+  CallOptions call{.deadline = options_.join_timeout,
+                   .what = absl::StrCat("join request to the scheduler at ", options_.scheduler)};
+  // Impatient at first: the scheduler of a job that is just starting may be a moment late.
+  call.attempt = absl::Milliseconds(200);
+  call.max_attempt = absl::Seconds(2);
+  rpc_->Call(kSchedulerNode, std::move(hello), std::move(call),
+             [this](absl::StatusOr<Frame> answer) { OnHelloAnswer(std::move(answer)); });
+}
+
+void SchedulerLink::OnHelloAnswer(absl::StatusOr<Frame> answer) {
+  if (ending_) return;
+  if (answer.ok()) {
+    absl::Status parsed = ParseBody(*answer, &welcome_);
+    if (!parsed.ok()) answer = parsed;
+  }
+  if (!answer.ok()) {
+    End(answer.status(), absl::ZeroDuration());
+    return;
+  }
+  rpc_->SetIdentity(welcome_.job_id(), welcome_.incarnation(), welcome_.rank());
+  last_heard_ = env_->Now();
+  handlers_.on_welcome(welcome_);
+  if (!ending_) Beat();
+}
+
+void SchedulerLink::Beat() {
+  const pb::Cluster& cluster = welcome_.experiment().cluster();
+  const absl::Duration silence = env_->Now() - last_heard_;
+  const absl::Duration allowed = absl::Milliseconds(cluster.node_timeout_ms());
+  if (silence > allowed) {
+    // Nobody is there to be told; end at once.
+    End(absl::UnavailableError(absl::StrFormat(
+            "the scheduler at %s has not answered a heartbeat for %.1f s (node_timeout_ms is %d)",
+            options_.scheduler, absl::ToDoubleSeconds(silence), cluster.node_timeout_ms())),
+        absl::ZeroDuration());
+    return;
+  }
+  Frame frame;
+  frame.header.set_kind(pb::HEARTBEAT);
+  frame.header.set_body(handlers_.heartbeat().SerializeAsString());
+  const absl::Duration period = absl::Milliseconds(cluster.heartbeat_ms());
+  // One try each: the next heartbeat is the retry.
+  CallOptions call{
+      .deadline = allowed, .attempt = allowed, .max_attempt = allowed, .what = "heartbeat"};
+  rpc_->Call(kSchedulerNode, std::move(frame), std::move(call),
+             [this](absl::StatusOr<Frame> answer) {
+               if (answer.ok()) {
+                 last_heard_ = env_->Now();
+               } else if (answer.status().code() != absl::StatusCode::kDeadlineExceeded) {
+                 // The scheduler answers but does not know this node: it was restarted, or has
+                 // given this node up.
+                 End(answer.status(), absl::ZeroDuration());
+               }
+             });
+  beat_timer_ = env_->After(period, [this] { Beat(); });
+}
+
+void SchedulerLink::Ask(pb::Kind kind, std::string body, absl::Duration deadline,
+                        const std::string& what, Rpc::Callback callback) {
+  Frame frame;
+  frame.header.set_kind(kind);
+  frame.header.set_body(std::move(body));
+  CallOptions call{.deadline = deadline, .what = absl::StrCat(what, " to the scheduler")};
+  rpc_->Call(kSchedulerNode, std::move(frame), std::move(call), std::move(callback));
+}
+
+void SchedulerLink::Fail(const absl::Status& status) {
+  if (ending_) return;
+  Frame frame;
+  frame.header.set_kind(pb::FAILED);
+  pb::Stop reason;
+  reason.set_ok(false);
+  reason.set_reason(std::string(status.message()));
+  frame.header.set_body(reason.SerializeAsString());
+  rpc_->Tell(kSchedulerNode, std::move(frame));
+  End(status, kLinger);
+}
+
+void SchedulerLink::End(absl::Status status, absl::Duration after) {
+  if (ending_) return;  // the first reason counts
+  ending_ = true;
+  env_->Cancel(beat_timer_);
+  end_timer_ = env_->After(after, [this, status = std::move(status)] {
+    ended_ = true;
+    handlers_.on_end(status);
+  });
+}
+
+}  // namespace parley

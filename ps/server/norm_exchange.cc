@@ -1,0 +1,124 @@
+#include "ps/server/norm_exchange.h"
+
+#include <cmath>
+
+#include "absl/strings/str_format.h"
+#include "ps/net/scheduler_link.h"
+
+namespace parley {
+
+NormExchange::NormExchange(Rpc* rpc, NodeId self, Setup setup, OnTotal on_total, OnError on_error)
+    : rpc_(rpc),
+      self_(self),
+      setup_(std::move(setup)),
+      on_total_(std::move(on_total)),
+      on_error_(std::move(on_error)) {}
+
+void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_squares) {
+  std::map<uint32_t, double>& shares = local_[group];
+  shares[partition] = sum_of_squares;
+  if (shares.size() < setup_.local_partitions) return;
+  std::map<uint32_t, double> complete = std::move(shares);
+  local_.erase(group);
+
+  if (setup_.coordinator == self_) {
+    Collecting& collecting = collecting_[group];
+    collecting.partials.insert(complete.begin(), complete.end());
+    Collect(group, collecting);
+    return;
+  }
+  pb::Norm norm;
+  norm.set_table(setup_.table);
+  norm.set_step(group.tick);
+  norm.set_worker(group.worker);
+  for (const auto& [index, sum] : complete) {
+    pb::Norm::Partial* partial = norm.add_partial();
+    partial->set_partition(index);
+    partial->set_sum_of_squares(sum);
+  }
+  Frame frame;
+  frame.header.set_kind(pb::NORM);
+  frame.header.set_table(setup_.table);
+  frame.header.set_epoch(setup_.epoch);
+  frame.header.set_body(norm.SerializeAsString());
+  CallOptions call{.deadline = setup_.deadline,
+                   .what = absl::StrFormat("gradient norm of step %d from %s", group.tick,
+                                           setup_.coordinator_name)};
+  rpc_->Call(setup_.coordinator, std::move(frame), std::move(call),
+             [this, group](absl::StatusOr<Frame> answer) {
+               pb::Norm total;
+               absl::Status status = answer.ok() ? ParseBody(*answer, &total) : answer.status();
+               if (!status.ok()) {
+                 on_error_(status);
+               } else {
+                 on_total_(group, total.total());
+               }
+             });
+}
+
+void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& norm) {
+  if (setup_.coordinator != self_) {
+    rpc_->ReplyError(from, request.header,
+                     absl::FailedPreconditionError("this shard does not own partition 0"));
+    return;
+  }
+  const NormGroup group{norm.step(), norm.worker()};
+  if (auto known = totals_.find(group); known != totals_.end()) {
+    Answer(from, request.header, known->second);
+    return;
+  }
+  for (const pb::Norm::Partial& partial : norm.partial()) {
+    if (partial.partition() >= setup_.partitions || !(partial.sum_of_squares() >= 0)) {
+      rpc_->ReplyError(from, request.header,
+                       absl::InvalidArgumentError(absl::StrFormat(
+                           "norm of partition %d is %g; allowed are partitions below %d and sums "
+                           "of squares that are numbers",
+                           partial.partition(), partial.sum_of_squares(), setup_.partitions)));
+      return;
+    }
+  }
+  if (collecting_.size() >= kMaxOpen && !collecting_.contains(group)) {
+    rpc_->ReplyError(from, request.header,
+                     absl::ResourceExhaustedError("too many gradient norms are open"));
+    return;
+  }
+  Collecting& collecting = collecting_[group];
+  for (const pb::Norm::Partial& partial : norm.partial()) {
+    collecting.partials.emplace(partial.partition(), partial.sum_of_squares());
+  }
+  const bool again =
+      !collecting.waiting.emplace(std::pair(from, request.header.request_id()), request.header)
+           .second;
+  if (again) {
+    rpc_->ReplyParked(from, request.header,
+                      absl::StrFormat("%d of %d partitions for the norm of step %d",
+                                      collecting.partials.size(), setup_.partitions, group.tick));
+  }
+  Collect(group, collecting);
+}
+
+void NormExchange::Collect(NormGroup group, Collecting& collecting) {
+  if (collecting.partials.size() < setup_.partitions) return;
+  double total = 0;
+  for (const auto& [partition, sum] : collecting.partials) total += sum;
+  totals_[group] = total;
+  totals_order_.push_back(group);
+  if (totals_order_.size() > kRemembered) {
+    totals_.erase(totals_order_.front());
+    totals_order_.pop_front();
+  }
+  for (const auto& [key, request] : collecting.waiting) Answer(key.first, request, total);
+  collecting_.erase(group);
+  on_total_(group, total);
+}
+
+void NormExchange::Answer(NodeId to, const pb::FrameHeader& request, double total) {
+  pb::Norm answer;
+  answer.set_table(setup_.table);
+  answer.set_total(total);
+  Frame frame;
+  frame.header.set_body(answer.SerializeAsString());
+  rpc_->Reply(to, request, std::move(frame));
+}
+
+}  // namespace parley

@@ -1,0 +1,74 @@
+// NormExchange: adds up the squares of a gradient that lies on many servers, so that clipping by
+// norm means the norm of the whole gradient, as it does in one process, whatever the number of
+// servers.
+//
+// Each shard sends the sums of its partitions for a group (a step, or a worker's tick) once all of
+// them are known to the shard that owns partition 0 of the table; there the total is made in
+// partition order and answered to all. Sums are float64 per partition and added in partition order:
+// the total does not depend on placement or timing. Owned by one loop; not thread-safe.
+#ifndef PARLEY_PS_SERVER_NORM_EXCHANGE_H_
+#define PARLEY_PS_SERVER_NORM_EXCHANGE_H_
+
+#include <deque>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "proto/cluster.pb.h"
+#include "ps/net/rpc.h"
+#include "ps/server/hosted_partition.h"
+
+namespace parley {
+
+class NormExchange {
+ public:
+  struct Setup {
+    uint32_t table = 0;
+    uint32_t partitions = 0;        // of the table
+    uint32_t local_partitions = 0;  // of the table on this shard
+    NodeId coordinator = kNoNode;   // owner of partition 0; may be this node
+    std::string coordinator_name;   // for errors
+    uint64_t epoch = 0;
+    absl::Duration deadline;
+  };
+  using OnTotal = absl::AnyInvocable<void(NormGroup group, double total)>;
+  using OnError = absl::AnyInvocable<void(const absl::Status&)>;
+
+  NormExchange(Rpc* rpc, NodeId self, Setup setup, OnTotal on_total, OnError on_error);
+
+  // A local partition's share of a group.
+  void Add(uint32_t partition, NormGroup group, double sum_of_squares);
+
+  // A NORM request of another shard; answered now or once the group is complete.
+  void OnRequest(NodeId from, const Frame& request, const pb::Norm& norm);
+
+ private:
+  // Groups whose total is remembered for requests that come again because the answer was lost.
+  static constexpr size_t kRemembered = 4096;
+  // Groups open at a time: each worker has at most Aggregator::kMaxAhead.
+  static constexpr size_t kMaxOpen = 65536;
+
+  struct Collecting {
+    std::map<uint32_t, double> partials;  // by partition: the order of addition
+    std::map<std::pair<NodeId, uint64_t>, pb::FrameHeader> waiting;  // by sender and request id
+  };
+  void Collect(NormGroup group, Collecting& collecting);
+  void Answer(NodeId to, const pb::FrameHeader& request, double total);
+
+  Rpc* const rpc_;
+  const NodeId self_;
+  const Setup setup_;
+  OnTotal on_total_;
+  OnError on_error_;
+  std::map<NormGroup, std::map<uint32_t, double>> local_;  // incomplete on this shard
+  std::map<NormGroup, Collecting> collecting_;             // coordinator only
+  std::map<NormGroup, double> totals_;                     // coordinator only
+  std::deque<NormGroup> totals_order_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_SERVER_NORM_EXCHANGE_H_

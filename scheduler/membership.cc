@@ -1,0 +1,162 @@
+#include "scheduler/membership.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+namespace parley {
+
+std::string Member::Describe(bool with_shard) const {
+  const char* kind = role == pb::SERVER ? "server" : "worker";
+  std::string text = absl::StrCat(spare ? "spare " : "", kind, " ", rank);
+  if (role == pb::SERVER && with_shard) absl::StrAppend(&text, " shard ", shard);
+  return absl::StrCat(text, " (", name, ")");
+}
+
+Membership::Membership(std::string job, const pb::Cluster& cluster)
+    : job_(std::move(job)),
+      servers_wanted_(cluster.servers()),
+      shards_(cluster.shards_per_server()),
+      workers_wanted_(cluster.workers()) {}
+
+absl::StatusOr<Member*> Membership::Admit(NodeId node, const pb::Hello& hello, absl::Duration now) {
+  if (!hello.job().empty() && hello.job() != job_) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "this scheduler runs job '%s', the node asks for job '%s'", job_, hello.job()));
+  }
+  if (Member* known = Find(node)) {
+    known->last_heard = now;
+    return known;
+  }
+  Member member;
+  member.node = node;
+  member.role = hello.role();
+  member.name = hello.node_name();
+  member.endpoint = hello.endpoint();
+  member.last_heard = now;
+  if (hello.role() == pb::SERVER) return AdmitServer(node, hello, std::move(member));
+  if (hello.role() == pb::WORKER) return AdmitWorker(node, std::move(member));
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "role %s cannot join, allowed are SERVER and WORKER", pb::Role_Name(hello.role())));
+}
+
+absl::StatusOr<Member*> Membership::AdmitServer(NodeId node, const pb::Hello& hello,
+                                                Member member) {
+  if (hello.endpoint().empty())
+    return absl::InvalidArgumentError("a server must name its endpoint");
+  if (hello.process() == 0) return absl::InvalidArgumentError("a server must name its process");
+  if (hello.shard() >= shards_) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("shard %d of %s is one too many: the experiment has shards_per_server %d",
+                        hello.shard(), hello.node_name(), shards_));
+  }
+  member.shard = hello.shard();
+  auto known = process_rank_.find(hello.process());
+  if (known == process_rank_.end()) {
+    if (process_rank_.size() >= servers_wanted_) {
+      if (absl::Status status = CheckSpares(pb::SERVER); !status.ok()) return status;
+    }
+    known = process_rank_.emplace(hello.process(), process_rank_.size()).first;
+  }
+  member.rank = known->second;
+  member.spare = member.rank >= servers_wanted_;
+  for (const auto& [other_node, other] : members_) {
+    if (other.role == pb::SERVER && other.rank == member.rank && other.shard == member.shard) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s is there already", other.Describe(true)));
+    }
+  }
+  return &(members_[node] = std::move(member));
+}
+
+absl::StatusOr<Member*> Membership::AdmitWorker(NodeId node, Member member) {
+  if (next_worker_ >= workers_wanted_) {
+    if (absl::Status status = CheckSpares(pb::WORKER); !status.ok()) return status;
+  }
+  member.rank = next_worker_++;
+  member.spare = member.rank >= workers_wanted_;
+  return &(members_[node] = std::move(member));
+}
+
+absl::Status Membership::CheckSpares(pb::Role role) const {
+  const size_t spares = std::count_if(members_.begin(), members_.end(), [&](const auto& entry) {
+    return entry.second.spare && entry.second.role == role;
+  });
+  if (spares < kMaxSpares) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("job '%s' has all its %d %ss and %d spares waiting; no more are admitted",
+                      job_, role == pb::SERVER ? servers_wanted_ : workers_wanted_,
+                      role == pb::SERVER ? "server" : "worker", spares));
+}
+
+Member* Membership::Find(NodeId node) {
+  auto found = members_.find(node);
+  return found == members_.end() ? nullptr : &found->second;
+}
+
+void Membership::Heard(NodeId node, absl::Duration now) {
+  if (Member* member = Find(node)) member->last_heard = now;
+}
+
+std::vector<Member*> Membership::all() {
+  std::vector<Member*> found;
+  for (auto& [node, member] : members_) found.push_back(&member);
+  std::sort(found.begin(), found.end(), [](const Member* a, const Member* b) {
+    return std::tie(a->role, a->rank, a->shard) < std::tie(b->role, b->rank, b->shard);
+  });
+  return found;
+}
+
+std::vector<Member*> Membership::servers() {
+  std::vector<Member*> found = all();
+  std::erase_if(found, [](const Member* m) { return m->role != pb::SERVER || m->spare; });
+  return found;
+}
+
+std::vector<Member*> Membership::workers() {
+  std::vector<Member*> found = all();
+  std::erase_if(found, [](const Member* m) { return m->role != pb::WORKER || m->spare; });
+  return found;
+}
+
+bool Membership::servers_complete() const {
+  const size_t count = std::count_if(members_.begin(), members_.end(), [](const auto& entry) {
+    return entry.second.role == pb::SERVER && !entry.second.spare;
+  });
+  return count == size_t{servers_wanted_} * shards_;
+}
+
+bool Membership::workers_complete() const { return next_worker_ >= workers_wanted_; }
+
+std::string Membership::Missing() const {
+  std::vector<uint32_t> shards_of(servers_wanted_, 0);
+  for (const auto& [node, member] : members_) {
+    if (member.role == pb::SERVER && !member.spare) ++shards_of[member.rank];
+  }
+  std::string missing;
+  for (uint32_t rank = 0; rank < servers_wanted_; ++rank) {
+    if (shards_of[rank] == shards_) continue;
+    absl::StrAppend(&missing, missing.empty() ? "" : ", ", "server ", rank);
+    if (shards_of[rank] > 0) {
+      absl::StrAppend(&missing, " (", shards_of[rank], " of ", shards_, " shards)");
+    }
+  }
+  for (uint32_t rank = next_worker_; rank < workers_wanted_; ++rank) {
+    absl::StrAppend(&missing, missing.empty() ? "" : ", ", "worker ", rank);
+  }
+  return missing;
+}
+
+Member* Membership::Silent(absl::Duration now, absl::Duration allowed) {
+  Member* silent = nullptr;
+  for (auto& [node, member] : members_) {
+    if (now - member.last_heard <= allowed) continue;
+    if (silent == nullptr || member.last_heard < silent->last_heard) silent = &member;
+  }
+  return silent;
+}
+
+}  // namespace parley

@@ -1,0 +1,437 @@
+#include "scheduler/scheduler_node.h"
+
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "ps/net/admission.h"
+#include "ps/net/rpc.h"
+#include "ps/net/scheduler_link.h"
+#include "scheduler/assignment.h"
+#include "scheduler/membership.h"
+#include "scheduler/run_tally.h"
+
+namespace parley {
+namespace {
+
+constexpr absl::Duration kProgressPeriod = absl::Milliseconds(200);
+// How long the end of a job waits for each node's answer to STOP: a dead one gives none.
+constexpr absl::Duration kStopDeadline = absl::Seconds(3);
+// Between the last answer and the end of this node, so that it gets out.
+constexpr absl::Duration kLinger = absl::Milliseconds(200);
+
+}  // namespace
+
+// Phases, in order; each failure goes to kStopping:
+//   kGathering  nodes join; workers say which tables they need
+//   kAssigning  every server is told its partitions
+//   kTraining   workers train, until all have finished
+//   kStopping   servers, then everybody else, are told to stop; what they answer completes the
+//   summary
+class SchedulerNode::Impl {
+ public:
+  Impl(Env* env, Transport* transport, Options options, RunObserver* observer,
+       absl::AnyInvocable<void(absl::Status)> done)
+      : env_(env),
+        options_(std::move(options)),
+        observer_(observer),
+        done_(std::move(done)),
+        job_id_(JobId(options_.job)),
+        rpc_(env, transport),
+        members_(options_.job, options_.experiment.cluster()),
+        tally_(options_.experiment) {}
+
+  ~Impl() {
+    env_->Cancel(watch_timer_);
+    env_->Cancel(progress_timer_);
+    env_->Cancel(end_timer_);
+  }
+
+  void Start() {
+    started_ = env_->Now();
+    rpc_.SetIdentity(job_id_, 1, 0);
+    rpc_.SetAdmission(
+        [this](NodeId from, const pb::FrameHeader& header) { return Admission(from, header); });
+    rpc_.Handle(pb::HELLO, [this](NodeId from, Frame f) { OnHello(from, f); });
+    rpc_.Handle(pb::REGISTER, [this](NodeId from, Frame f) { OnRegister(from, f); });
+    rpc_.Handle(pb::HEARTBEAT, [this](NodeId from, Frame f) { OnHeartbeat(from, f); });
+    rpc_.Handle(pb::REPORT, [this](NodeId from, Frame f) { OnReport(from, f); });
+    rpc_.Handle(pb::FINISHED, [this](NodeId from, Frame f) { OnFinished(from, f); });
+    rpc_.Handle(pb::FAILED, [this](NodeId from, Frame f) { OnFailed(from, f); });
+    observer_->OnStart(options_.job, options_.experiment);
+    watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
+  }
+
+  void Stop(const absl::Status& status) { StopAll(status); }
+
+ private:
+  enum class Phase { kGathering, kAssigning, kTraining, kStopping };
+
+  const pb::Cluster& cluster() const { return options_.experiment.cluster(); }
+  absl::Duration Watch() const { return absl::Milliseconds(cluster().heartbeat_ms()); }
+
+  // Only members may ask for more than to be admitted.
+  absl::Status Admission(NodeId from, const pb::FrameHeader& header) {
+    absl::Status status = CheckAdmission(header, job_id_);
+    if (!status.ok() || header.kind() == pb::HELLO || header.kind() == pb::FAILED) return status;
+    if (members_.Find(from) == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("this scheduler of job '%s' does not know node %s: it has to join first",
+                          options_.job, ToString(from)));
+    }
+    return absl::OkStatus();
+  }
+
+  void OnHello(NodeId from, const Frame& request) {
+    pb::Hello hello;
+    absl::Status status = ParseBody(request, &hello);
+    const bool is_new = members_.Find(from) == nullptr;
+    Member* member = nullptr;
+    if (status.ok() && phase_ == Phase::kStopping) {
+      status = absl::FailedPreconditionError(
+          absl::StrFormat("job '%s' is ending; start the node for another job", options_.job));
+    }
+    if (status.ok()) {
+      absl::StatusOr<Member*> admitted = members_.Admit(from, hello, env_->Now());
+      status = admitted.status();
+      if (admitted.ok()) member = *admitted;
+    }
+    if (!status.ok()) {
+      observer_->OnEvent(absl::StrFormat("refused %s: %s", hello.node_name(), status.message()));
+      rpc_.ReplyError(from, request.header, status);
+      return;
+    }
+    pb::Welcome welcome;
+    welcome.set_rank(member->rank);
+    welcome.set_incarnation(member->incarnation);
+    welcome.set_job(options_.job);
+    welcome.set_job_id(job_id_);
+    *welcome.mutable_experiment() = options_.experiment;
+    welcome.set_spare(member->spare);
+    Frame answer;
+    answer.header.set_body(welcome.SerializeAsString());
+    rpc_.Reply(from, request.header, std::move(answer));
+    if (!is_new) return;
+    observer_->OnEvent(absl::StrCat(member->Describe(cluster().shards_per_server() > 1), " joined",
+                                    member->spare ? "; all places are taken, it waits" : ""));
+    TryAssign();
+  }
+
+  void OnRegister(NodeId from, const Frame& request) {
+    pb::Register tables;
+    absl::Status status = ParseBody(request, &tables);
+    Member* member = members_.Find(from);
+    if (status.ok() && (member->role != pb::WORKER || member->spare)) {
+      status = absl::FailedPreconditionError("only a worker that has a place registers tables");
+    }
+    if (!status.ok()) {
+      rpc_.ReplyError(from, request.header, status);
+      return;
+    }
+    if (phase_ == Phase::kTraining) {  // its answer was lost
+      AnswerRegister(*member, request.header);
+      return;
+    }
+    if (registered_.empty()) {
+      tables_ = tables;
+    } else if (!SameTables(tables, tables_)) {
+      StopAll(absl::FailedPreconditionError(
+          absl::StrCat(member->Describe(false),
+                       " needs other tables or has other data than the workers before "
+                       "it: do all hosts have the same data set and version?")));
+      return;
+    }
+    if (!registered_.contains(from)) {
+      observer_->OnEvent(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
+    }
+    registered_[from] = request.header;
+    rpc_.ReplyParked(from, request.header, absl::StrCat("the other nodes (", Awaited(), ")"));
+    TryAssign();
+  }
+
+  static bool SameTables(const pb::Register& a, const pb::Register& b) {
+    pb::Register x = a, y = b;
+    x.clear_device();
+    y.clear_device();
+    return x.SerializeAsString() == y.SerializeAsString();
+  }
+
+  std::string Awaited() {
+    std::string missing = members_.Missing();
+    if (!missing.empty()) return "missing: " + missing;
+    if (phase_ == Phase::kGathering) {
+      for (Member* worker : members_.workers()) {
+        if (!registered_.contains(worker->node)) {
+          absl::StrAppend(&missing, missing.empty() ? "still loading: " : ", ",
+                          worker->Describe(false));
+        }
+      }
+      return missing;
+    }
+    for (Member* server : members_.servers()) {
+      if (!assigned_.contains(server->node)) {
+        absl::StrAppend(&missing, missing.empty() ? "still preparing: " : ", ",
+                        server->Describe(true));
+      }
+    }
+    return missing;
+  }
+
+  void TryAssign() {
+    if (phase_ != Phase::kGathering || !members_.servers_complete() ||
+        !members_.workers_complete() || registered_.size() < members_.workers().size()) {
+      return;
+    }
+    phase_ = Phase::kAssigning;
+    absl::StatusOr<pb::Assignment> made =
+        MakeAssignment(tables_, members_.servers(), members_.workers());
+    if (!made.ok()) {
+      StopAll(made.status());
+      return;
+    }
+    assignment_ = *std::move(made);
+    for (Member* server : members_.servers()) {
+      Frame frame;
+      frame.header.set_kind(pb::ASSIGN);
+      frame.header.set_body(assignment_.SerializeAsString());
+      CallOptions call{.deadline = absl::Milliseconds(cluster().start_timeout_ms()),
+                       .what = "partition assignment to " + server->Describe(true)};
+      rpc_.Call(server->node, std::move(frame), std::move(call),
+                [this, node = server->node](absl::StatusOr<Frame> answer) {
+                  OnAssigned(node, answer.status());
+                });
+    }
+  }
+
+  void OnAssigned(NodeId server, const absl::Status& status) {
+    if (phase_ != Phase::kAssigning) return;
+    if (!status.ok()) {
+      StopAll(status);
+      return;
+    }
+    assigned_.insert(server);
+    if (assigned_.size() < members_.servers().size()) return;
+    phase_ = Phase::kTraining;
+    training_since_ = env_->Now();
+    observer_->OnEvent(absl::StrFormat("training starts: %d servers, %d workers, %d samples",
+                                       cluster().servers(), cluster().workers(),
+                                       tables_.train_samples()));
+    for (const auto& [node, request] : registered_) AnswerRegister(*members_.Find(node), request);
+    progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
+  }
+
+  void AnswerRegister(const Member& worker, const pb::FrameHeader& request) {
+    pb::Assignment assignment = assignment_;
+    assignment.set_data_part(worker.rank);
+    Frame answer;
+    answer.header.set_body(assignment.SerializeAsString());
+    rpc_.Reply(worker.node, request, std::move(answer));
+  }
+
+  void OnHeartbeat(NodeId from, const Frame& request) {
+    pb::Heartbeat heartbeat;
+    if (!ParseBody(request, &heartbeat).ok()) return;
+    Member* member = members_.Find(from);
+    member->last_heard = env_->Now();
+    // Heartbeats may overtake each other; what a worker has done never shrinks.
+    if (!member->heard_heartbeat || heartbeat.samples() >= member->heartbeat.samples()) {
+      member->heartbeat = std::move(heartbeat);
+      member->heard_heartbeat = true;
+    }
+    pb::HeartbeatAck ack;
+    ack.set_epoch(assignment_.map().epoch());
+    Frame answer;
+    answer.header.set_body(ack.SerializeAsString());
+    rpc_.Reply(from, request.header, std::move(answer));
+  }
+
+  void OnReport(NodeId from, const Frame& request) {
+    pb::Report report;
+    absl::Status status = ParseBody(request, &report);
+    Member* member = members_.Find(from);
+    if (status.ok() && member->role != pb::WORKER) {
+      status = absl::InvalidArgumentError("only workers report");
+    }
+    if (!status.ok()) {
+      rpc_.ReplyError(from, request.header, status);
+      return;
+    }
+    members_.Heard(from, env_->Now());
+    rpc_.Reply(from, request.header, Frame());
+    if (std::optional<EpochMetrics> metrics = tally_.AddReport(member->rank, report)) {
+      observer_->OnEpoch(*metrics);
+    }
+  }
+
+  void OnFinished(NodeId from, const Frame& request) {
+    pb::Finished finished;
+    absl::Status status = ParseBody(request, &finished);
+    Member* member = members_.Find(from);
+    if (status.ok() && member->role != pb::WORKER) {
+      status = absl::InvalidArgumentError("only workers finish");
+    }
+    if (!status.ok()) {
+      rpc_.ReplyError(from, request.header, status);
+      return;
+    }
+    rpc_.Reply(from, request.header, Frame());
+    tally_.AddFinished(member->rank, finished);
+    if (tally_.all_finished()) StopAll(absl::OkStatus());
+  }
+
+  void OnFailed(NodeId from, const Frame& request) {
+    pb::Stop reason;
+    Member* member = members_.Find(from);
+    // A stranger's failure is its own; so is a spare's.
+    if (member == nullptr || member->spare || !ParseBody(request, &reason).ok()) return;
+    member->last_heard = absl::InfiniteDuration();  // gone: not silent, and not to be waited for
+    StopAll(absl::AbortedError(absl::StrCat(member->Describe(true), " failed: ", reason.reason())));
+  }
+
+  void OnWatch() {
+    const absl::Duration now = env_->Now();
+    const absl::Duration allowed = absl::Milliseconds(cluster().node_timeout_ms());
+    if (Member* silent = members_.Silent(now, allowed)) {
+      if (silent->spare) {
+        // Nobody depends on it; it may come again under another name.
+        observer_->OnEvent(silent->Describe(true) + " is silent; it is not waited for any more");
+        silent->last_heard = absl::InfiniteDuration();
+      } else {
+        StopAll(absl::UnavailableError(
+            absl::StrFormat("%s is dead: no heartbeat for %.1f s (node_timeout_ms is %d) %s",
+                            silent->Describe(true), absl::ToDoubleSeconds(now - silent->last_heard),
+                            cluster().node_timeout_ms(), Where())));
+        return;
+      }
+    }
+    const bool starting = phase_ == Phase::kGathering || phase_ == Phase::kAssigning;
+    if (starting && now - started_ > absl::Milliseconds(cluster().start_timeout_ms())) {
+      StopAll(absl::DeadlineExceededError(
+          absl::StrFormat("the job did not start within start_timeout_ms %d; %s",
+                          cluster().start_timeout_ms(), Awaited())));
+      return;
+    }
+    watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
+  }
+
+  // Where the job stands and what is awaited, to complete an error line.
+  std::string Where() {
+    if (phase_ != Phase::kTraining) return absl::StrCat("before training; ", Awaited());
+    const RunProgress progress = MakeProgress();
+    std::string text = absl::StrFormat("in epoch %d at step %d", progress.epoch + 1, progress.step);
+    if (!progress.waiting_for.empty()) absl::StrAppend(&text, "; ", progress.waiting_for);
+    return text;
+  }
+
+  RunProgress MakeProgress() {
+    return tally_.Progress(members_.workers(), tables_.train_samples(),
+                           env_->Now() - training_since_);
+  }
+
+  void OnProgress() {
+    if (phase_ != Phase::kTraining) return;
+    observer_->OnProgress(MakeProgress());
+    progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
+  }
+
+  // Servers first, for what they answer; then the rest. The first reason counts.
+  void StopAll(const absl::Status& status) {
+    if (phase_ == Phase::kStopping) return;
+    phase_ = Phase::kStopping;
+    result_ = status;
+    env_->Cancel(watch_timer_);
+    env_->Cancel(progress_timer_);
+    std::vector<Member*> servers, others;
+    for (Member* member : members_.all()) {
+      const bool gone = member->last_heard == absl::InfiniteDuration();
+      if (gone) continue;
+      (member->role == pb::SERVER && !member->spare ? servers : others).push_back(member);
+    }
+    if (!status.ok()) {
+      // Workers must not go on asking servers that are going away.
+      servers.insert(servers.end(), others.begin(), others.end());
+      others.clear();
+    }
+    SendStops(servers, [this, others] { SendStops(others, [this] { Finish(); }); });
+  }
+
+  void SendStops(const std::vector<Member*>& members, Task then) {
+    if (members.empty()) {
+      then();
+      return;
+    }
+    auto left = std::make_shared<size_t>(members.size());
+    auto after = std::make_shared<Task>(std::move(then));
+    for (Member* member : members) {
+      pb::Stop stop;
+      stop.set_ok(result_.ok());
+      stop.set_reason(std::string(result_.message()));
+      Frame frame;
+      frame.header.set_kind(pb::STOP);
+      frame.header.set_body(stop.SerializeAsString());
+      CallOptions call{.deadline = kStopDeadline,
+                       .attempt = absl::Milliseconds(300),
+                       .what = "stop of " + member->Describe(true)};
+      rpc_.Call(member->node, std::move(frame), std::move(call),
+                [this, left, after, node = member->node,
+                 server = member->role == pb::SERVER](absl::StatusOr<Frame> answer) {
+                  pb::StopAck ack;
+                  if (answer.ok() && server && ParseBody(*answer, &ack).ok()) {
+                    tally_.AddStopAck(node, ack);
+                  } else if (!answer.ok() && server && result_.ok()) {
+                    result_ =
+                        answer.status();  // its counts are missing: the run cannot be vouched for
+                  }
+                  if (--*left == 0) (*after)();
+                });
+    }
+  }
+
+  void Finish() {
+    RunSummary summary = tally_.Summary(env_->Now() - started_);
+    if (!result_.ok()) {
+      summary.ok = false;
+      summary.reason = std::string(result_.message());
+    } else if (!summary.ok) {
+      result_ = absl::DataLossError(summary.reason);
+    }
+    observer_->OnFinish(summary);
+    end_timer_ = env_->After(kLinger, [this] { done_(result_); });
+  }
+
+  // Constant after construction.
+  Env* const env_;
+  const Options options_;
+  RunObserver* const observer_;
+  absl::AnyInvocable<void(absl::Status)> done_;
+  const uint64_t job_id_;
+
+  // Owned by the loop.
+  Rpc rpc_;
+  Membership members_;
+  RunTally tally_;
+  Phase phase_ = Phase::kGathering;
+  absl::Duration started_, training_since_;
+  pb::Register tables_;  // what the first worker needs; all must agree
+  std::map<NodeId, pb::FrameHeader>
+      registered_;  // parked REGISTERs, to be answered with the assignment
+  pb::Assignment assignment_;
+  std::set<NodeId> assigned_;  // servers that hold their partitions
+  absl::Status result_;
+  TimerId watch_timer_ = kNoTimer, progress_timer_ = kNoTimer, end_timer_ = kNoTimer;
+};
+
+SchedulerNode::SchedulerNode(Env* env, Transport* transport, Options options, RunObserver* observer,
+                             absl::AnyInvocable<void(absl::Status)> done)
+    : impl_(std::make_unique<Impl>(env, transport, std::move(options), observer, std::move(done))) {
+}
+SchedulerNode::~SchedulerNode() = default;
+void SchedulerNode::Start() { impl_->Start(); }
+void SchedulerNode::Stop(const absl::Status& status) { impl_->Stop(status); }
+
+}  // namespace parley

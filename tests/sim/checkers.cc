@@ -1,0 +1,144 @@
+#include "tests/sim/checkers.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+
+namespace parley {
+namespace {
+
+constexpr uint64_t kFinalRead = ~uint64_t{0};
+
+uint64_t AllowedStaleness(const pb::Consistency& consistency) {
+  switch (consistency.mode()) {
+    case pb::Consistency::BSP:
+      return 0;
+    case pb::Consistency::SSP:
+      return consistency.staleness();
+    case pb::Consistency::ASP:
+      return kFinalRead;
+  }
+  return 0;
+}
+
+}  // namespace
+
+HistoryChecker::HistoryChecker(const pb::Consistency& consistency, uint32_t workers)
+    : consistency_(consistency), workers_(workers), ticks_of_(workers, 0) {}
+
+HistoryChecker::State& HistoryChecker::Of(uint32_t partition) {
+  State& state = states_[partition];
+  if (state.closed.empty()) {
+    state.closed.assign(workers_, 0);
+    state.ahead.resize(workers_);
+  }
+  return state;
+}
+
+void HistoryChecker::Violation(std::string line) {
+  if (violations_.size() < 20) violations_.push_back(std::move(line));
+}
+
+void HistoryChecker::Close(State& state, uint32_t worker, uint64_t tick) {
+  std::map<uint64_t, bool>& ahead = state.ahead[worker];
+  ahead[tick] = true;
+  while (!ahead.empty() && ahead.begin()->first <= state.closed[worker]) {
+    state.closed[worker] = std::max(state.closed[worker], ahead.begin()->first + 1);
+    ahead.erase(ahead.begin());
+  }
+}
+
+void HistoryChecker::OnApply(uint32_t table, uint32_t partition, uint64_t tick,
+                             const std::vector<uint32_t>& workers, uint64_t version) {
+  ++applies_;
+  State& state = Of(partition);
+  if (version < state.version) {
+    Violation(absl::StrFormat("partition %d went back from version %d to %d", partition,
+                              state.version, version));
+  }
+  state.version = version;
+  for (uint32_t worker : workers) {
+    if (++applied_[{partition, worker, tick}] > 1) {
+      Violation(absl::StrFormat("tick %d of worker %d was applied %d times to partition %d", tick,
+                                worker, applied_[{partition, worker, tick}], partition));
+    }
+    if (!accepted_.contains({partition, worker, tick})) {
+      Violation(absl::StrFormat("tick %d of worker %d was applied to partition %d, never accepted",
+                                tick, worker, partition));
+    }
+    Close(state, worker, tick);
+  }
+  // With backup workers a step is closed for those too that were not waited for.
+  if (consistency_.mode() == pb::Consistency::BSP && consistency_.backup_workers() > 0) {
+    for (uint32_t worker = 0; worker < workers_; ++worker) Close(state, worker, tick);
+  }
+}
+
+void HistoryChecker::OnAccept(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+                              bool late) {
+  const Push push{partition, worker, tick};
+  if (++accepted_[push] > 1) {
+    Violation(absl::StrFormat("tick %d of worker %d was accepted %d times by partition %d", tick,
+                              worker, accepted_[push], partition));
+  }
+  if (worker < workers_) ticks_of_[worker] = std::max(ticks_of_[worker], tick + 1);
+  if (!late) return;
+  ++late_[push];
+  const int late_of_step = ++late_of_step_[{partition, tick}];
+  const uint32_t allowed =
+      consistency_.mode() == pb::Consistency::BSP ? consistency_.backup_workers() : 0;
+  if (late_of_step > static_cast<int>(allowed)) {
+    Violation(absl::StrFormat("%d pushes for step %d came late to partition %d, allowed are %d",
+                              late_of_step, tick, partition, allowed));
+  }
+}
+
+void HistoryChecker::OnRead(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+                            uint64_t version) {
+  reads_.push_back({partition, worker, tick, Of(partition).closed});
+}
+
+void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dropped) {
+  const uint64_t staleness = AllowedStaleness(consistency_);
+  for (const Read& read : reads_) {
+    const uint64_t needed = read.tick == kFinalRead  ? kFinalRead
+                            : read.tick <= staleness ? 0
+                                                     : read.tick - staleness;
+    for (uint32_t worker = 0; worker < workers_; ++worker) {
+      // A worker that is through with all its ticks is waited for no longer.
+      const uint64_t due = std::min(needed, ticks_of_[worker]);
+      if (read.closed[worker] >= due) continue;
+      Violation(absl::StrFormat(
+          "worker %d read partition %d for tick %d when only %d ticks of worker %d were in, "
+          "allowed is %d or more",
+          read.worker, read.partition, read.tick, read.closed[worker], worker, due));
+    }
+  }
+  for (const auto& [push, times] : accepted_) {
+    const auto& [partition, worker, tick] = push;
+    const bool is_late = late_.contains(push);
+    if (applied_.contains(push) == is_late) {
+      Violation(absl::StrFormat("tick %d of worker %d, acknowledged by partition %d, was %s", tick,
+                                worker, partition,
+                                is_late ? "applied although late" : "never applied"));
+    }
+  }
+  // Every partition has seen every tick of every worker.
+  for (const auto& [partition, state] : states_) {
+    for (uint32_t worker = 0; worker < workers_; ++worker) {
+      for (uint64_t tick = 0; tick < ticks_of_[worker]; ++tick) {
+        if (!accepted_.contains({partition, worker, tick})) {
+          Violation(absl::StrFormat("partition %d never got tick %d of worker %d", partition, tick,
+                                    worker));
+        }
+      }
+    }
+  }
+  if (acknowledged != accepted_.size() || applied != applied_.size() || dropped != late_.size()) {
+    Violation(absl::StrFormat(
+        "the summary says %d acknowledged, %d applied, %d late; seen were %d, %d and %d",
+        acknowledged, applied, dropped, accepted_.size(), applied_.size(), late_.size()));
+  }
+}
+
+}  // namespace parley

@@ -1,0 +1,72 @@
+// Checkers: what must hold in every run of the simulated cluster, found out independently of the
+// code under test.
+#ifndef PARLEY_TESTS_SIM_CHECKERS_H_
+#define PARLEY_TESTS_SIM_CHECKERS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "proto/experiment.pb.h"
+#include "ps/server/server_probe.h"
+
+namespace parley {
+
+// Watches all servers of one run.
+//  - exactly once: every (partition, worker, tick) is accepted once and applied once; under BSP
+//  with k backup workers at
+//    most k of a step come late instead, otherwise none
+//  - bounded staleness: a worker never reads for tick t before all workers' ticks below t - s are
+//  in the weights
+//  - versions never go back
+// Violations are collected, not thrown: one line each.
+class HistoryChecker : public ServerProbe {
+ public:
+  explicit HistoryChecker(const pb::Consistency& consistency, uint32_t workers);
+
+  void OnApply(uint32_t table, uint32_t partition, uint64_t tick,
+               const std::vector<uint32_t>& workers, uint64_t version) override;
+  void OnAccept(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+                bool late) override;
+  void OnRead(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+              uint64_t version) override;
+
+  // After the run: `acknowledged` push parts is what the workers believe.
+  void Finish(uint64_t acknowledged, uint64_t applied, uint64_t dropped);
+
+  const std::vector<std::string>& violations() const { return violations_; }
+  uint64_t reads() const { return reads_.size(); }
+  uint64_t applies() const { return applies_; }
+
+ private:
+  using Push = std::tuple<uint32_t, uint32_t, uint64_t>;  // partition, worker, tick
+  struct Read {
+    uint32_t partition, worker;
+    uint64_t tick;
+    std::vector<uint64_t> closed;  // by worker: its ticks below this were in the weights
+  };
+  struct State {
+    uint64_t version = 0;
+    std::vector<uint64_t> closed;
+    std::vector<std::map<uint64_t, bool>> ahead;  // closed out of order
+  };
+  State& Of(uint32_t partition);
+  void Close(State& state, uint32_t worker, uint64_t tick);
+  void Violation(std::string line);
+
+  const pb::Consistency consistency_;
+  const uint32_t workers_;
+  std::map<uint32_t, State> states_;
+  std::map<Push, int> accepted_, applied_, late_;
+  std::map<std::pair<uint32_t, uint64_t>, int> late_of_step_;
+  std::vector<Read> reads_;
+  std::vector<uint64_t> ticks_of_;  // by worker: ticks pushed in all
+  uint64_t applies_ = 0;
+  std::vector<std::string> violations_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_TESTS_SIM_CHECKERS_H_

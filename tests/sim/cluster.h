@@ -1,0 +1,56 @@
+// A whole cluster - the real scheduler, server and worker code - in one thread on a virtual clock
+// and network.
+#ifndef PARLEY_TESTS_SIM_CLUSTER_H_
+#define PARLEY_TESTS_SIM_CLUSTER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "proto/experiment.pb.h"
+#include "ps/net/sim_network.h"
+#include "scheduler/report/run_observer.h"
+
+namespace parley {
+
+struct SimRun {
+  uint64_t seed = 1;
+  pb::Experiment experiment;  // resolved
+  SimNetwork::Options faults;
+  // Until then, faults; from then on a clean network: the run must come to its end.
+  absl::Duration faults_until = absl::Seconds(20);
+  // Now and then a pair of nodes cannot reach each other for a while.
+  int cuts = 0;
+  absl::Duration max_cut = absl::Seconds(2);
+  // Nodes whose frames and computing take that many times as long, by index over servers, then
+  // workers.
+  std::vector<double> slowness;
+  // Kill this node (index over servers, then workers; -1: nobody, -2: the scheduler) at this time.
+  int kill = -1;
+  absl::Duration kill_at;
+  absl::Duration limit = absl::Minutes(30);
+  bool verbose = false;
+};
+
+struct SimOutcome {
+  bool ended = false;      // every node that was not killed ended by itself within the limit
+  absl::Status scheduler;  // how the scheduler ended
+  std::vector<absl::Status> nodes;  // and the servers, then the workers
+  RunSummary summary;
+  std::vector<std::string> violations;  // of HistoryChecker; filled if the run ended well
+  uint64_t reads = 0, applies = 0, events = 0;
+  SimNetworkCounters network;
+  absl::Duration virtual_time;
+};
+
+SimOutcome RunCluster(const SimRun& run);
+
+// A small experiment, resolved, from text that is merged over a tiny default; `optimizer` replaces
+// its optimizer. Aborts on text that does not parse: it is the test's own.
+pb::Experiment TinyExperiment(const std::string& text, const std::string& optimizer = "");
+
+}  // namespace parley
+
+#endif  // PARLEY_TESTS_SIM_CLUSTER_H_

@@ -1,0 +1,28 @@
+// Random scenarios: a seed decides the experiment, the cluster and the faults.
+#ifndef PARLEY_TESTS_SIM_SCENARIO_H_
+#define PARLEY_TESTS_SIM_SCENARIO_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tests/sim/cluster.h"
+
+namespace parley {
+
+// One line for people: "bsp, 2x1 servers, 3 workers, adam, loss 12% ...".
+std::string Describe(const SimRun& run);
+
+SimRun RandomScenario(uint64_t seed);
+
+// Runs the scenario of `seed` and everything there is to check about it; returns what is wrong, a
+// line each:
+//  - it ends well, in bounded virtual time (liveness once faults heal)
+//  - HistoryChecker: exactly once, bounded staleness
+//  - BSP without backup workers: the same weights, bit for bit, as a run with no faults on another
+//  number of servers
+std::vector<std::string> CheckSeed(uint64_t seed, bool verbose);
+
+}  // namespace parley
+
+#endif  // PARLEY_TESTS_SIM_SCENARIO_H_

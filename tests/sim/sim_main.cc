@@ -1,0 +1,79 @@
+// parley-sim: runs seeds of the simulated cluster and says which fail.
+//
+//   parley-sim --seeds 500 [--first 1]     seeds 1 .. 500
+//   parley-sim --seed 42 --verbose         one, with what every node says
+//   parley-sim --seeds 2000 --expect-caught    for mutants: succeeds once a seed fails, fails if
+//   none does
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "tests/sim/scenario.h"
+
+namespace {
+
+struct Args {
+  uint64_t first = 1, seeds = 500;
+  bool verbose = false, expect_caught = false, bad = false;
+};
+
+Args Parse(int argc, char** argv) {
+  Args args;
+  auto number = [&](int& i) -> uint64_t {
+    if (i + 1 >= argc) return args.bad = true, 0;
+    char* end = nullptr;
+    const uint64_t value = std::strtoull(argv[++i], &end, 10);
+    if (*end != 0) args.bad = true;
+    return value;
+  };
+  for (int i = 1; i < argc; ++i) {
+    if (!std::strcmp(argv[i], "--seeds")) {
+      args.seeds = number(i);
+    } else if (!std::strcmp(argv[i], "--first")) {
+      args.first = number(i);
+    } else if (!std::strcmp(argv[i], "--seed")) {
+      args.first = number(i), args.seeds = 1;
+    } else if (!std::strcmp(argv[i], "--verbose")) {
+      args.verbose = true;
+    } else if (!std::strcmp(argv[i], "--expect-caught")) {
+      args.expect_caught = true;
+    } else {
+      args.bad = true;
+    }
+  }
+  return args;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Args args = Parse(argc, argv);
+  if (args.bad) {
+    std::fprintf(
+        stderr,
+        "usage: parley-sim [--seeds N] [--first S] [--seed S] [--verbose] [--expect-caught]\n");
+    return 2;
+  }
+  uint64_t failed = 0;
+  for (uint64_t seed = args.first; seed < args.first + args.seeds; ++seed) {
+    const auto wrong = parley::CheckSeed(seed, args.verbose);
+    if (wrong.empty()) continue;
+    ++failed;
+    std::printf("seed %lu fails: %s\n", seed,
+                parley::Describe(parley::RandomScenario(seed)).c_str());
+    for (const std::string& line : wrong) std::printf("  %s\n", line.c_str());
+    std::printf("  replay: %s --seed %lu --verbose\n", argv[0], seed);
+    if (args.expect_caught) {
+      std::printf("caught at seed %lu\n", seed);
+      return 0;
+    }
+    if (failed >= 10) break;
+  }
+  if (args.expect_caught) {
+    std::printf("not caught in %lu seeds\n", args.seeds);
+    return 1;
+  }
+  std::printf("%lu seeds, %lu failed\n", args.seeds, failed);
+  return failed == 0 ? 0 : 1;
+}

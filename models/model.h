@@ -17,17 +17,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "models/shape.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
 #include "ps/base/dense_layout.h"
 
 namespace parley {
-
-// Shape of one sample.
-struct SampleShape {
-  uint32_t channels = 1, height = 1, width = 1;
-  uint64_t size() const { return uint64_t{channels} * height * width; }
-};
 
 // Borrowed by Begin until the last Backward of the step.
 struct BatchView {

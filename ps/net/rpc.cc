@@ -194,12 +194,11 @@ void Rpc::ReplyParked(NodeId to, const pb::FrameHeader& request, const std::stri
 }
 
 void Rpc::OnFrame(NodeId from, Frame frame) {
-  const bool is_answer = IsAnswer(frame.header.kind());
   absl::Status admitted = admission_ ? admission_(from, frame.header) : absl::OkStatus();
-  if (!admitted.ok()) {
-    if (!is_answer) ReplyError(from, frame.header, admitted);
-  } else if (is_answer) {
-    OnAnswer(from, std::move(frame));
+  if (IsAnswer(frame.header.kind())) {
+    OnAnswer(from, std::move(frame), admitted);
+  } else if (!admitted.ok()) {
+    ReplyError(from, frame.header, admitted);
   } else if (auto handler = handlers_.find(frame.header.kind()); handler != handlers_.end()) {
     handler->second(from, std::move(frame));
   } else {
@@ -209,12 +208,17 @@ void Rpc::OnFrame(NodeId from, Frame frame) {
   }
 }
 
-void Rpc::OnAnswer(NodeId from, Frame frame) {
+void Rpc::OnAnswer(NodeId from, Frame frame, const absl::Status& admitted) {
   const uint64_t id = frame.header.request_id();
   auto found = calls_.find(id);
   // An answer to a call that is over, or from somebody who was not asked.
   if (found == calls_.end() || found->second->to != from) {
     ++counters_.late_answers;
+    return;
+  }
+  if (!admitted.ok()) {
+    // The one asked is of another release or job, and will be next time, too: say so at once.
+    Finish(id, admitted);
     return;
   }
   Outstanding& call = *found->second;

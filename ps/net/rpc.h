@@ -75,9 +75,9 @@ class Rpc {
   void ReplyError(NodeId to, const pb::FrameHeader& request, const absl::Status& status);
   void ReplyParked(NodeId to, const pb::FrameHeader& request, const std::string& waiting_for);
 
-  // Called with every incoming frame before anything else; an error refuses it: requests are
-  // answered with the error, answers are dropped. Used to refuse other jobs and protocol versions
-  // in one place.
+  // Called with every incoming frame before anything else; an error refuses it: a request is
+  // answered with the error, an answer ends the call it belongs to with the error. Used to refuse
+  // other jobs and protocol versions in one place; by default all are admitted.
   void SetAdmission(
       absl::AnyInvocable<absl::Status(NodeId from, const pb::FrameHeader&)> admission);
 
@@ -88,7 +88,7 @@ class Rpc {
   struct Outstanding;
   void Stamp(uint64_t request_id, pb::FrameHeader* header) const;
   void OnFrame(NodeId from, Frame frame);
-  void OnAnswer(NodeId from, Frame frame);
+  void OnAnswer(NodeId from, Frame frame, const absl::Status& admitted);
   void SendAttempt(uint64_t id);
   void ArmAttempt(uint64_t id, absl::Duration silence);
   void OnAttemptTimeout(uint64_t id);

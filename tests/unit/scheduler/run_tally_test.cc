@@ -1,0 +1,88 @@
+#include "scheduler/run_tally.h"
+
+#include <gtest/gtest.h>
+
+namespace parley {
+namespace {
+
+pb::Experiment TwoWorkers() {
+  pb::Experiment experiment;
+  experiment.mutable_cluster()->set_workers(2);
+  experiment.mutable_training()->set_epochs(3);
+  experiment.mutable_training()->set_global_batch(10);
+  return experiment;
+}
+
+pb::Report MakeReport(uint32_t epoch, uint64_t samples, double loss_sum, uint64_t correct) {
+  pb::Report report;
+  report.set_data_epoch(epoch);
+  report.set_tick(7);
+  report.set_train_samples(samples);
+  report.set_train_loss_sum(loss_sum);
+  report.set_train_correct(correct);
+  report.set_train_seconds(2);
+  return report;
+}
+
+TEST(RunTally, AnEpochIsTheSumOfItsWorkersEachOnce) {
+  RunTally tally(TwoWorkers());
+  EXPECT_FALSE(tally.AddReport(0, MakeReport(0, 30, 60, 10)).has_value());
+  EXPECT_FALSE(tally.AddReport(0, MakeReport(0, 30, 60, 10)).has_value());  // came again
+  std::optional<EpochMetrics> epoch = tally.AddReport(1, MakeReport(0, 10, 20, 10));
+  ASSERT_TRUE(epoch.has_value());
+  EXPECT_EQ(epoch->train_samples, 40u);
+  EXPECT_DOUBLE_EQ(epoch->train_loss, 2.0);
+  EXPECT_DOUBLE_EQ(epoch->train_accuracy, 0.5);
+  EXPECT_FALSE(epoch->evaluated);
+  EXPECT_FALSE(tally.AddReport(1, MakeReport(0, 10, 20, 10)).has_value());
+  EXPECT_DOUBLE_EQ(tally.Summary(absl::Seconds(5)).samples_per_second, 20.0);
+}
+
+TEST(RunTally, AcknowledgedButNotAppliedIsNotOk) {
+  RunTally tally(TwoWorkers());
+  pb::Finished finished;
+  finished.set_pushes_acked(5);
+  finished.set_weights_sha256("abc");
+  tally.AddFinished(0, finished);
+  tally.AddFinished(0, finished);
+  EXPECT_FALSE(tally.all_finished());
+  finished.clear_weights_sha256();
+  tally.AddFinished(1, finished);
+  EXPECT_TRUE(tally.all_finished());
+  pb::StopAck ack;
+  ack.set_pushes_applied(6);
+  ack.set_pushes_dropped(3);
+  tally.AddStopAck(NodeId{1}, ack);
+  EXPECT_FALSE(tally.Summary(absl::Seconds(1)).ok);
+  EXPECT_NE(tally.Summary(absl::Seconds(1)).reason.find("10 pushes were acknowledged"),
+            std::string::npos);
+  ack.set_pushes_applied(7);
+  tally.AddStopAck(NodeId{1}, ack);  // again: replaces
+  EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok);
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).weights_sha256, "abc");
+}
+
+TEST(RunTally, ProgressIsTheSlowestWorkers) {
+  RunTally tally(TwoWorkers());
+  Member fast, slow;
+  fast.heartbeat.set_tick(12);
+  fast.heartbeat.set_data_epoch(2);
+  fast.heartbeat.set_samples(100);
+  fast.heartbeat.set_loss(1.0);
+  slow.heartbeat.set_tick(9);
+  slow.heartbeat.set_data_epoch(1);
+  slow.heartbeat.set_samples(60);
+  slow.heartbeat.set_loss(2.0);
+  slow.heartbeat.set_waiting_for("worker 0");
+  RunProgress progress = tally.Progress({&fast, &slow}, 45, absl::Seconds(1));
+  EXPECT_EQ(progress.step, 9u);
+  EXPECT_EQ(progress.epoch, 1u);
+  EXPECT_EQ(progress.steps, 15u);  // 5 steps an epoch, the last of 5 samples
+  EXPECT_DOUBLE_EQ(progress.loss, 1.5);
+  EXPECT_EQ(progress.waiting_for, "worker 0");
+  fast.heartbeat.set_samples(140);
+  EXPECT_DOUBLE_EQ(tally.Progress({&fast, &slow}, 45, absl::Seconds(3)).samples_per_second, 20.0);
+}
+
+}  // namespace
+}  // namespace parley

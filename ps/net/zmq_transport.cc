@@ -1,0 +1,383 @@
+#include "ps/net/zmq_transport.h"
+
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_format.h"
+#include "ps/net/zmq_bind.h"
+#include "ps/wire/codec.h"
+
+namespace parley {
+namespace {
+
+constexpr char kRoutingTag = 'P';
+constexpr size_t kRoutingIdBytes = 1 + sizeof(uint64_t);
+
+// Frames taken from one socket before the others, timers and tasks have their turn.
+constexpr int kFramesPerTurn = 64;
+
+constexpr absl::Duration kLogInterval = absl::Seconds(1);
+constexpr int kHandshakeMs = 5000;  // a stranger that connects and says nothing is dropped
+
+// A host that vanished without a word is noticed after about a minute, or 30 s with bytes to send.
+constexpr int kKeepaliveIdleSeconds = 30;
+constexpr int kKeepaliveIntervalSeconds = 10;
+constexpr int kKeepaliveProbes = 3;
+constexpr int kUnackedMs = 30000;
+
+std::string RoutingId(NodeId node) {
+  std::string id(kRoutingIdBytes, kRoutingTag);
+  for (size_t i = 0; i < sizeof(uint64_t); ++i) {
+    id[1 + i] = static_cast<char>(Value(node) >> (8 * i) & 0xff);
+  }
+  return id;
+}
+
+std::optional<NodeId> ParseRoutingId(std::string_view id) {
+  if (id.size() != kRoutingIdBytes || id[0] != kRoutingTag) return std::nullopt;
+  uint64_t value = 0;
+  for (size_t i = sizeof(uint64_t); i > 0; --i) value = value << 8 | static_cast<uint8_t>(id[i]);
+  return NodeId{value};
+}
+
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(duration), 0, 1 << 30));
+}
+
+bool IsIpv6(const std::string& host) { return host.find(':') != std::string::npos; }
+
+absl::Status SetOptions(const ZmqTransport::Options& options, int type, bool ipv6,
+                        ZmqSocket* socket) {
+  struct Setting {
+    int option, value;
+  };
+  std::vector<Setting> settings = {
+      {ZMQ_SNDHWM, options.queue_frames},
+      {ZMQ_RCVHWM, options.queue_frames},
+      {ZMQ_LINGER, Milliseconds(options.linger)},
+      {ZMQ_HANDSHAKE_IVL, kHandshakeMs},
+      {ZMQ_IMMEDIATE, 0},
+      {ZMQ_RECONNECT_IVL, std::max(1, Milliseconds(options.reconnect_min))},
+      {ZMQ_RECONNECT_IVL_MAX, Milliseconds(options.reconnect_max)},
+      {ZMQ_TCP_KEEPALIVE, 1},
+      {ZMQ_TCP_KEEPALIVE_IDLE, kKeepaliveIdleSeconds},
+      {ZMQ_TCP_KEEPALIVE_INTVL, kKeepaliveIntervalSeconds},
+      {ZMQ_TCP_KEEPALIVE_CNT, kKeepaliveProbes},
+      {ZMQ_TCP_MAXRT, kUnackedMs},
+      {ZMQ_IPV6, ipv6 ? 1 : 0},
+  };
+  if (options.socket_buffer_bytes > 0) {
+    settings.push_back({ZMQ_SNDBUF, options.socket_buffer_bytes});
+    settings.push_back({ZMQ_RCVBUF, options.socket_buffer_bytes});
+  }
+  if (type == ZMQ_ROUTER) {
+    settings.push_back({ZMQ_ROUTER_MANDATORY, 1});  // an unknown peer is an error, not silence
+    settings.push_back({ZMQ_ROUTER_HANDOVER, 1});   // a peer may come back before its old
+  }                                                 // connection is known to be dead
+  for (const Setting& setting : settings) {
+    absl::Status status = socket->SetInt(setting.option, setting.value);
+    if (!status.ok()) return status;
+  }
+  absl::Status status =
+      socket->SetInt64(ZMQ_MAXMSGSIZE, static_cast<int64_t>(options.max_part_bytes));
+  if (status.ok() && type == ZMQ_DEALER) {
+    status = socket->SetBytes(ZMQ_ROUTING_ID, RoutingId(options.self));
+  }
+  return status;
+}
+
+}  // namespace
+
+struct ZmqTransport::Channel : std::enable_shared_from_this<ZmqTransport::Channel> {
+  ZmqSocket socket;
+  bool router = false;
+  NodeId peer = kNoNode;  // who is at the other end of a DEALER
+  std::string endpoint;   // where
+  bool touched = false;   // is in touched_
+};
+
+struct ZmqTransport::Incoming {
+  ZmqMessage routing_id;  // of a ROUTER's message
+  ZmqMessage header;
+  std::vector<Buffer> payload;
+  size_t parts = 0;  // payload parts, also those past max_parts, which are not kept
+  size_t bytes = 0;
+  bool has_header = true;
+};
+
+absl::StatusOr<std::unique_ptr<ZmqTransport>> ZmqTransport::Create(LoopEnv* env, Options options) {
+  if (options.self == kNoNode) return absl::InvalidArgumentError("transport: self is 0");
+  if (options.queue_frames < 1 || options.queue_frames > 100000) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "transport: queue_frames is %d, allowed is 1..100000", options.queue_frames));
+  }
+  std::unique_ptr<ZmqTransport> transport(new ZmqTransport(env, std::move(options)));
+  absl::Status status = transport->Start();
+  if (!status.ok()) return status;
+  return transport;
+}
+
+ZmqTransport::ZmqTransport(LoopEnv* env, Options options)
+    : env_(env), options_(std::move(options)) {}
+
+ZmqTransport::~ZmqTransport() {
+  if (epoll_fd_ >= 0) env_->RemoveSource(epoll_fd_);
+  for (auto& [peer, channel] : peers_) CloseChannel(channel.get());
+  if (router_) CloseChannel(router_.get());
+  if (epoll_fd_ >= 0) close(epoll_fd_);
+  // Then the context goes, unless it is shared, and waits for the sockets to be done.
+}
+
+absl::Status ZmqTransport::Start() {
+  if (options_.context == nullptr) {
+    absl::StatusOr<std::shared_ptr<ZmqContext>> context = ZmqContext::Create();
+    if (!context.ok()) return context.status();
+    options_.context = *std::move(context);
+  }
+  epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
+  if (epoll_fd_ < 0) return absl::ErrnoToStatus(errno, "transport: epoll_create1");
+  absl::Status status = env_->AddSource(epoll_fd_, [this] { return Drain(); });
+  if (status.ok() && !options_.bind.empty()) status = Listen();
+  return status;
+}
+
+absl::Status ZmqTransport::Listen() {
+  absl::StatusOr<BindTarget> target = ResolveBind(options_.bind);
+  if (!target.ok()) return target.status();
+  const bool ipv6 = IsIpv6(target->endpoint.host);
+  absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_ROUTER, ipv6, kNoNode);
+  if (!channel.ok()) return channel.status();
+  absl::StatusOr<std::string> bound = Bind(&(*channel)->socket, *target);
+  if (!bound.ok()) return bound.status();
+  router_ = *std::move(channel);
+  endpoint_ = *std::move(bound);
+  Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
+  return Watch(router_.get());
+}
+
+absl::StatusOr<std::shared_ptr<ZmqTransport::Channel>> ZmqTransport::OpenChannel(int type,
+                                                                                 bool ipv6,
+                                                                                 NodeId peer) {
+  absl::StatusOr<ZmqSocket> socket = ZmqSocket::Open(*options_.context, type);
+  if (!socket.ok()) return socket.status();
+  auto channel = std::make_shared<Channel>();
+  channel->socket = *std::move(socket);
+  channel->router = type == ZMQ_ROUTER;
+  channel->peer = peer;
+  absl::Status status = SetOptions(options_, type, ipv6, &channel->socket);
+  if (!status.ok()) return status;
+  return channel;
+}
+
+absl::Status ZmqTransport::Watch(Channel* channel) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.ptr = channel;
+  if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, channel->socket.fd(), &event) != 0) {
+    return absl::ErrnoToStatus(errno, "transport: epoll_ctl");
+  }
+  Touch(channel);  // news from before the descriptor was watched
+  return absl::OkStatus();
+}
+
+void ZmqTransport::CloseChannel(Channel* channel) {
+  epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, channel->socket.fd(), nullptr);
+  channel->socket.Close();
+}
+
+void ZmqTransport::Touch(Channel* channel) {
+  if (std::exchange(channel->touched, true)) return;
+  touched_.push_back(channel->shared_from_this());
+}
+
+absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
+  if (peer == kNoNode || peer == self()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("cannot connect to node %s at %s: allowed is any other node than this one",
+                        ToString(peer), endpoint));
+  }
+  absl::StatusOr<Endpoint> parsed = ParseRemoteEndpoint(endpoint);
+  if (!parsed.ok()) return parsed.status();
+  const std::string canonical = FormatEndpoint(*parsed);
+  auto known = peers_.find(peer);
+  if (known != peers_.end() && known->second->endpoint == canonical) return absl::OkStatus();
+
+  const bool ipv6 = IsIpv6(parsed->host);
+  absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_DEALER, ipv6, peer);
+  if (!channel.ok()) return channel.status();
+  (*channel)->endpoint = canonical;
+  if (zmq_connect((*channel)->socket.handle(), canonical.c_str()) != 0) {
+    return ZmqError(zmq_errno(), absl::StrFormat("cannot connect to %s", canonical));
+  }
+  absl::Status status = Watch(channel->get());
+  if (!status.ok()) return status;
+  Disconnect(peer);
+  peers_.emplace(peer, *std::move(channel));
+  return absl::OkStatus();
+}
+
+void ZmqTransport::Disconnect(NodeId peer) {
+  auto known = peers_.find(peer);
+  if (known == peers_.end()) return;
+  CloseChannel(known->second.get());  // what was queued has the linger's time
+  peers_.erase(known);
+}
+
+absl::Status ZmqTransport::CheckSize(const Frame& frame) const {
+  if (frame.payload.size() > options_.max_parts) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("frame has %d payload buffers, allowed is 0..%d", frame.payload.size(),
+                        options_.max_parts));
+  }
+  for (const Buffer& buffer : frame.payload) {
+    if (buffer.size() <= options_.max_part_bytes) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("frame has a payload buffer of %d bytes, allowed is 0..%d", buffer.size(),
+                        options_.max_part_bytes));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ZmqTransport::Send(NodeId to, Frame frame) {
+  absl::Status status = CheckSize(frame);
+  if (!status.ok()) return status;
+  auto known = peers_.find(to);
+  Channel* const channel = known != peers_.end() ? known->second.get() : router_.get();
+  if (channel == nullptr) {
+    return absl::UnavailableError(absl::StrFormat("no such peer: node %s", ToString(to)));
+  }
+  frame.header.set_sender(Value(self()));
+  frame.header.set_protocol(kProtocolVersion);
+  return SendOn(channel, to, std::move(frame));
+}
+
+absl::Status ZmqTransport::SendOn(Channel* channel, NodeId to, Frame frame) {
+  Touch(channel);
+  ZmqSocket& socket = channel->socket;
+  const std::string header = EncodeHeader(frame.header);
+  const size_t bytes = header.size() + frame.payload_bytes();
+  const size_t parts = frame.payload.size();
+  int error = channel->router ? socket.SendCopy(RoutingId(to), ZMQ_SNDMORE) : 0;
+  if (error == 0) error = socket.SendCopy(header, parts > 0 ? ZMQ_SNDMORE : 0);
+  // A queue with room for the first part has room for all. Only a connection that is closed in
+  // between makes a later part fail; ZeroMQ then drops the message and wants to see the rest of it.
+  for (size_t i = 0; i < parts && (error == 0 || i > 0); ++i) {
+    const int flags = i + 1 < parts ? ZMQ_SNDMORE : 0;
+    const int part_error = socket.SendBuffer(std::move(frame.payload[i]), flags);
+    if (error == 0) error = part_error;
+  }
+  if (error == 0) {
+    ++counters_.frames_out;
+    counters_.bytes_out += bytes;
+    return absl::OkStatus();
+  }
+  if (error == EHOSTUNREACH) {
+    return absl::UnavailableError(absl::StrFormat("no such peer: node %s", ToString(to)));
+  }
+  ++counters_.dropped;
+  if (error == EAGAIN) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("%d frames already wait for node %s", options_.queue_frames, ToString(to)));
+  }
+  return ZmqError(error, absl::StrFormat("cannot send to node %s", ToString(to)));
+}
+
+bool ZmqTransport::Drain() {
+  std::array<epoll_event, 64> events;
+  const int count = epoll_wait(epoll_fd_, events.data(), events.size(), 0);
+  for (int i = 0; i < count; ++i) Touch(static_cast<Channel*>(events[i].data.ptr));
+  bool worked = false;
+  draining_.swap(touched_);  // receivers touch sockets by answering
+  for (std::shared_ptr<Channel>& channel : draining_) {
+    channel->touched = false;
+    worked |= DrainChannel(channel.get());
+  }
+  draining_.clear();
+  return worked;
+}
+
+bool ZmqTransport::DrainChannel(Channel* channel) {
+  for (int i = 0; i < kFramesPerTurn; ++i) {
+    Incoming in;
+    // The receiver may have disconnected this very peer.
+    if (!channel->socket.is_open() || !ReceiveMessage(channel, &in)) return i > 0;
+    Dispatch(channel, &in);
+  }
+  Touch(channel);
+  return true;
+}
+
+bool ZmqTransport::ReceiveMessage(Channel* channel, Incoming* in) {
+  ZmqSocket& socket = channel->socket;
+  bool more = true;
+  if (channel->router) {
+    if (!socket.Receive(&in->routing_id)) return false;
+    more = in->routing_id.more();
+  }
+  // From here on nothing is missing: ZeroMQ shows a message when all its parts are there.
+  in->has_header = more && socket.Receive(&in->header);
+  if (!in->has_header) return channel->router;
+  in->bytes = in->header.size();
+  more = in->header.more();
+  while (more) {
+    auto part = std::make_unique<ZmqMessage>();
+    if (!socket.Receive(part.get())) break;
+    more = part->more();
+    in->bytes += part->size();
+    if (++in->parts > options_.max_parts) continue;  // to the message's end, without keeping it
+    ZmqMessage* const raw = part.release();
+    in->payload.push_back(Buffer::Wrap(raw->data(), raw->size(), [raw] { delete raw; }));
+  }
+  return true;
+}
+
+void ZmqTransport::Dispatch(Channel* channel, Incoming* in) {
+  NodeId from = channel->peer;
+  if (channel->router) {
+    const std::optional<NodeId> id = ParseRoutingId(in->routing_id.view());
+    if (!id || *id == kNoNode || *id == self()) {
+      return Refuse(
+          absl::StrFormat("the sender calls itself \"%s\", which is no node's routing id",
+                          absl::CHexEscape(std::string(in->routing_id.view().substr(0, 32)))));
+    }
+    from = *id;
+  }
+  if (!in->has_header) return Refuse("a message without parts");
+  if (in->parts > options_.max_parts) {
+    return Refuse(absl::StrFormat("a frame of %d payload parts from node %s, allowed is 0..%d",
+                                  in->parts, ToString(from), options_.max_parts));
+  }
+  absl::StatusOr<Frame> frame = DecodeFrame(in->header.view(), std::move(in->payload));
+  if (!frame.ok()) {
+    return Refuse(absl::StrFormat("from node %s: %s", ToString(from), frame.status().message()));
+  }
+  if (frame->header.sender() != Value(from)) {
+    return Refuse(absl::StrFormat("sender is %016x on the connection of node %s",
+                                  frame->header.sender(), ToString(from)));
+  }
+  ++counters_.frames_in;
+  counters_.bytes_in += in->bytes;
+  if (receiver_) receiver_(from, *std::move(frame));
+}
+
+void ZmqTransport::Refuse(std::string_view why) {
+  ++counters_.refused;
+  const absl::Duration now = env_->Now();
+  if (now - last_refusal_log_ < kLogInterval) return;
+  last_refusal_log_ = now;
+  Log(absl::StrFormat("refused %d messages so far; the latest: %s", counters_.refused, why));
+}
+
+void ZmqTransport::Log(const std::string& line) {
+  if (options_.log) options_.log(line);
+}
+
+}  // namespace parley

@@ -9,7 +9,7 @@ namespace parley {
 
 // Philox makes four values at once, so a mask starts on a multiple of four and is written in groups
 // of so many bytes.
-inline constexpr size_t kKeepMaskGroup = 256;
+inline constexpr size_t kKeepMaskGroup = 32;
 
 // keep[i] = UniformAt(seed, stream, first + i) >= p ? 1 : 0 for i in [0, count), count rounded up
 // to kKeepMaskGroup: `keep` must have room for that. REQUIRES: first % 4 == 0, 0 <= p < 1.

@@ -1,0 +1,72 @@
+// parley-worker: one worker process.
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "ps/config/flags.h"
+#include "ps/net/node_name.h"
+#include "ps/net/process.h"
+#include "ps/net/zmq_transport.h"
+#include "worker/worker_node.h"
+
+namespace parley {
+namespace {
+
+constexpr char kProgram[] = "parley-worker";
+
+struct Flags {
+  std::string scheduler, job, log;
+  uint32_t join_timeout = 60;
+};
+
+absl::Status AddWorker(NodeProcess& process, const Flags& flags) {
+  return process.AddNode(
+      // One thread computes; a second would only find the first's caches cold.
+      {.offload_threads = 1},
+      [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
+        // Workers do not listen: answers come back on the connections they make.
+        ZmqTransport::Options options;
+        options.self = NodeId{env->Random()};
+        options.log = [&process](const std::string& line) { process.Log(line); };
+        return ZmqTransport::Create(env, std::move(options));
+      },
+      [&](const NodeProcess::Seat& seat) {
+        WorkerNode::Options options;
+        options.scheduler = flags.scheduler;
+        options.job = flags.job;
+        options.node_name = HostAndPid();
+        options.join_timeout = absl::Seconds(flags.join_timeout);
+        options.log = seat.log;
+        return NodeProcess::Hold(
+            std::make_shared<WorkerNode>(seat.env, seat.transport, std::move(options), seat.done));
+      });
+}
+
+int Main(int argc, char** argv) {
+  Flags flags;
+  FlagSet set(kProgram, "Reads its part of the data and trains on it.");
+  set.Required("scheduler", &flags.scheduler, "ENDPOINT",
+               "where the scheduler listens, tcp://host:port")
+      .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
+      .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
+      .Text("log", &flags.log, "FILE", "append the log here; else stderr");
+  if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
+    NodeProcess::Complain(kProgram, status);
+    return 2;
+  }
+  if (set.help_wanted()) {
+    std::fputs(set.Help().c_str(), stdout);
+    return 0;
+  }
+  absl::StatusOr<std::unique_ptr<NodeProcess>> process =
+      NodeProcess::Create({.program = kProgram, .log_file = flags.log});
+  if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
+  absl::Status status = AddWorker(**process, flags);
+  if (!status.ok()) return NodeProcess::Complain(kProgram, status);
+  return (*process)->Run();
+}
+
+}  // namespace
+}  // namespace parley
+
+int main(int argc, char** argv) { return parley::Main(argc, argv); }

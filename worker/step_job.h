@@ -1,0 +1,89 @@
+// StepJob: the computing of one training step after another, off the loop.
+//
+// A run goes through as many forward stages as have their weights, without ever waiting for more;
+// it is started again when more has arrived. The run that finishes forward goes on through
+// backward, telling which stages are done, and last reads the batch of the next step, in the time
+// in which this step's gradients and the next step's weights are on their way.
+//
+// Thread-safety: between Prepare and the end of a run only SetReady may be called; the loop orders
+// the rest by starting a run only when the last has ended. Holds all it touches, so that a run may
+// outlive the trainer.
+#ifndef PARLEY_WORKER_STEP_JOB_H_
+#define PARLEY_WORKER_STEP_JOB_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "models/model.h"
+#include "ps/base/buffer.h"
+#include "worker/data/sampler.h"
+#include "worker/workload.h"
+
+namespace parley {
+
+class StepJob {
+ public:
+  struct Position {  // of a tick in the data
+    uint64_t epoch = 0;
+    uint64_t index = 0;
+    bool operator==(const Position&) const = default;
+  };
+  struct Step {
+    uint64_t tick = 0;
+    Position position;
+    std::optional<Position> next;  // whose batch to read ahead
+    Buffer parameters;             // float32 [elements], filled as stages become ready
+    Buffer gradients;              // float32 [elements], written
+  };
+
+  StepJob(std::shared_ptr<Workload> workload, const Sampler::Options& sampler)
+      : workload_(std::move(workload)), sampler_(sampler) {}
+
+  // REQUIRES: the step before is finished, and this one has at least one row.
+  void Prepare(Step step);
+
+  // Stages 0 .. stages-1 may go forward. Any time, also during a run.
+  void SetReady(size_t stages) { ready_.store(stages, std::memory_order_release); }
+
+  // Off the loop. `on_backward` is called on the running thread after each stage's Backward.
+  void Run(absl::FunctionRef<void(size_t stage)> on_backward);
+
+  size_t forward_done() const { return forward_done_; }  // stages of the current step
+  bool finished() const { return finished_; }            // or failed
+  const absl::Status& status() const { return status_; }
+  const BatchResult& result() const { return result_; }  // valid when finished
+  uint64_t rows() const { return step_rows_; }
+
+ private:
+  absl::Status Begin();
+  absl::Status RunStages(absl::FunctionRef<void(size_t stage)> on_backward);
+  void Load(Position position);
+
+  const std::shared_ptr<Workload> workload_;
+  Sampler sampler_;
+  std::atomic<size_t> ready_{0};
+
+  // Of the run.
+  Step step_;
+  size_t forward_done_ = 0;
+  uint64_t step_rows_ = 0;
+  bool begun_ = false;
+  bool finished_ = true;
+  absl::Status status_;
+  BatchResult result_;
+
+  // The batch that was read last. One is enough: the next is read when this one's Backward is over.
+  std::optional<Position> loaded_;
+  WorkerBatch batch_;
+  std::vector<float> x_;
+  std::vector<int32_t> labels_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_STEP_JOB_H_

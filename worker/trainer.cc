@@ -1,0 +1,331 @@
+#include "worker/trainer.h"
+
+#include <sodium.h>
+
+#include <algorithm>
+#include <cassert>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+
+namespace parley {
+namespace {
+
+Sampler::Options SamplerOptions(const Trainer::Options& options, const Workload& workload) {
+  return {.sharding = options.experiment.data().sharding(),
+          .samples = workload.data.train->samples(),
+          .global_batch = options.experiment.training().global_batch(),
+          .part = options.data_part,
+          .parts = options.data_parts,
+          .seed = options.experiment.seed()};
+}
+
+std::string Sha256Hex(const Buffer& bytes) {
+  unsigned char hash[crypto_hash_sha256_BYTES];
+  crypto_hash_sha256(hash, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
+  return absl::BytesToHexString(
+      std::string(reinterpret_cast<const char*>(hash), crypto_hash_sha256_BYTES));
+}
+
+}  // namespace
+
+Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload, Options options,
+                 Handlers handlers)
+    : env_(env),
+      client_(client),
+      workload_(std::move(workload)),
+      options_(std::move(options)),
+      handlers_(std::move(handlers)),
+      sampler_(SamplerOptions(options_, *workload_)),
+      ticks_per_epoch_(sampler_.ticks_per_epoch()),
+      plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, client->layout()))),
+      job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
+      parameters_(Buffer::Allocate(client->layout().elements() * sizeof(float))),
+      evaluator_(env, workload_, options_.experiment.training().eval_batch()),
+      ready_(plan_.get()) {}
+
+void Trainer::Start() { BeginEpoch(); }
+
+void Trainer::BeginEpoch() {
+  const pb::Training& training = options_.experiment.training();
+  const bool steps_done = training.max_steps() > 0 && tick_ >= training.max_steps();
+  if (epoch_ >= training.epochs() || steps_done) {
+    Finish();
+    return;
+  }
+  phase_ = Phase::kTraining;
+  epoch_begin_ = tick_;
+  epoch_end_ = tick_ + ticks_per_epoch_;
+  if (training.max_steps() > 0) epoch_end_ = std::min(epoch_end_, training.max_steps());
+  sums_ = EpochSums{};
+  sums_.start = env_->Now();
+  Spend(EpochMeter::Activity::kWait);
+  if (tick_ < epoch_end_) {
+    BeginTick();
+  } else {
+    MaybeEndEpoch();  // no sample is this worker's
+  }
+}
+
+void Trainer::BeginTick() {
+  rows_ = sampler_.rows(PositionOf(tick_).index);
+  prepared_ = pulled_ = false;
+  pushed_ = 0;
+  ready_.Reset();
+  client_->Pull(
+      tick_, parameters_.mutable_floats(),
+      [this](absl::Span<const uint32_t> partitions) { OnArrived(partitions); },
+      [this](const PsClient::PullResult& result) { OnPulled(result); });
+}
+
+void Trainer::OnArrived(absl::Span<const uint32_t> partitions) {
+  for (uint32_t partition : partitions) ready_.OnPartition(partition);
+  // A run that is under way goes on with what has just arrived; but if the step has not been
+  // prepared, that run is still the last step's.
+  if (prepared_) job_->SetReady(ready_.count());
+  MaybeCompute();
+}
+
+void Trainer::OnPulled(const PsClient::PullResult& result) {
+  pulled_ = true;
+  NoteStaleness(result);
+  if (rows_ > 0) return;
+  std::vector<uint32_t> all(client_->layout().partitions());
+  for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
+  client_->Push(tick_, 0, all, Buffer());
+  EndTick();
+}
+
+void Trainer::MaybeCompute() {
+  if (phase_ != Phase::kTraining || running_ || tick_ >= epoch_end_ || rows_ == 0) return;
+  if (!prepared_ && ready_.count() > 0) PrepareStep();
+  if (!prepared_ || job_->finished() || ready_.count() <= job_->forward_done()) return;
+  StartRun();
+}
+
+void Trainer::PrepareStep() {
+  gradients_ = pool_.Allocate(client_->layout().elements() * sizeof(float));
+  job_->Prepare({.tick = tick_,
+                 .position = PositionOf(tick_),
+                 .next = NextPosition(),
+                 .parameters = parameters_,
+                 .gradients = gradients_});
+  job_->SetReady(ready_.count());
+  prepared_ = true;
+}
+
+void Trainer::StartRun() {
+  running_ = true;
+  Spend(EpochMeter::Activity::kCompute);
+  env_->Offload(
+      [this, env = env_, job = job_, plan = plan_, alive = std::weak_ptr<bool>(alive_)] {
+        job->Run([&](size_t stage) {
+          if (plan->completes[stage].empty()) return;
+          env->Post([this, stage, alive] {
+            if (!alive.expired()) OnBackward(stage);
+          });
+        });
+      },
+      [this, alive = std::weak_ptr<bool>(alive_)] {
+        if (!alive.expired()) OnRunDone();
+      });
+}
+
+// At most one step is in backward, so the stage is one of the current tick: the next tick begins
+// when all of this one's partitions are pushed.
+void Trainer::OnBackward(size_t stage) {
+  if (phase_ != Phase::kTraining) return;  // failed meanwhile
+  const std::vector<uint32_t>& partitions = plan_->completes[stage];
+  client_->Push(tick_, static_cast<double>(rows_), partitions, gradients_);
+  pushed_ += static_cast<uint32_t>(partitions.size());
+  if (pushed_ == client_->layout().partitions()) EndTick();
+}
+
+void Trainer::EndTick() {
+  Spend(EpochMeter::Activity::kWait);
+  gradients_ = Buffer();
+  samples_total_ += rows_;
+  ++tick_;
+  if (tick_ < epoch_end_) {
+    BeginTick();
+  } else {
+    MaybeEndEpoch();
+  }
+}
+
+void Trainer::OnRunDone() {
+  running_ = false;
+  if (phase_ == Phase::kFinished) return;
+  if (!job_->status().ok()) {
+    Fail(job_->status());
+    return;
+  }
+  if (job_->finished()) {
+    sums_.samples += job_->rows();
+    sums_.loss_sum += job_->result().loss_sum;
+    sums_.correct += job_->result().correct;
+  } else if (ready_.count() <= job_->forward_done()) {
+    Spend(EpochMeter::Activity::kWait);  // forward stands still until more weights come
+  }
+  MaybeCompute();
+  MaybeEndEpoch();
+}
+
+void Trainer::MaybeEndEpoch() {
+  if (phase_ != Phase::kTraining || tick_ < epoch_end_ || running_) return;
+  if (options_.experiment.training().evaluate()) {
+    phase_ = Phase::kEvaluating;
+    client_->Pull(
+        tick_, parameters_.mutable_floats(), [](absl::Span<const uint32_t>) {},
+        [this](const PsClient::PullResult& result) {
+          NoteStaleness(result);
+          Evaluate();
+        });
+  } else {
+    sums_.train = env_->Now() - sums_.start;
+    FinishEpoch(TrainReport());
+  }
+}
+
+void Trainer::Evaluate() {
+  // Waiting for the last step to be applied is part of training it.
+  sums_.train = env_->Now() - sums_.start;
+  Spend(EpochMeter::Activity::kEvaluate);
+  const Range slice =
+      ContiguousPart(workload_->data.test->samples(), options_.data_part, options_.data_parts);
+  evaluator_.Run(/*train=*/false, slice, parameters_, [this](absl::StatusOr<EvalSums> test) {
+    if (!test.ok()) {
+      Fail(test.status());
+      return;
+    }
+    pb::Report report = TrainReport();
+    report.set_test_samples(test->samples);
+    report.set_test_loss_sum(test->loss_sum);
+    report.set_test_correct(test->correct);
+    if (options_.experiment.training().evaluate_train()) {
+      EvaluateTrain(std::move(report));
+    } else {
+      FinishEpoch(std::move(report));
+    }
+  });
+}
+
+// A full pass with the epoch's last weights in the place of the running sums.
+void Trainer::EvaluateTrain(pb::Report report) {
+  const Range slice =
+      ContiguousPart(workload_->data.train->samples(), options_.data_part, options_.data_parts);
+  evaluator_.Run(/*train=*/true, slice, parameters_,
+                 [this, report = std::move(report)](absl::StatusOr<EvalSums> train) mutable {
+                   if (!train.ok()) {
+                     Fail(train.status());
+                     return;
+                   }
+                   report.set_train_samples(train->samples);
+                   report.set_train_loss_sum(train->loss_sum);
+                   report.set_train_correct(train->correct);
+                   FinishEpoch(std::move(report));
+                 });
+}
+
+void Trainer::FinishEpoch(pb::Report report) {
+  Spend(EpochMeter::Activity::kNone);
+  report.set_compute_seconds(absl::ToDoubleSeconds(sums_.meter.compute));
+  report.set_wait_seconds(absl::ToDoubleSeconds(sums_.meter.wait));
+  report.set_eval_seconds(absl::ToDoubleSeconds(sums_.meter.evaluate));
+  handlers_.on_report(std::move(report));
+  ++epoch_;
+  BeginEpoch();
+}
+
+pb::Report Trainer::TrainReport() const {
+  pb::Report report;
+  report.set_data_epoch(epoch_);
+  report.set_tick(tick_);
+  report.set_train_samples(sums_.samples);
+  report.set_train_loss_sum(sums_.loss_sum);
+  report.set_train_correct(sums_.correct);
+  report.set_train_seconds(absl::ToDoubleSeconds(sums_.train));
+  report.set_max_staleness(sums_.max_staleness);
+  return report;
+}
+
+void Trainer::Finish() {
+  phase_ = Phase::kFinishing;
+  client_->WhenAllAcknowledged([this] {
+    client_->Leave(tick_, [this] {
+      if (options_.rank != 0) {
+        ReportFinished("");
+        return;
+      }
+      client_->Pull(
+          PsClient::kFinalTick, parameters_.mutable_floats(), [](absl::Span<const uint32_t>) {},
+          [this](const PsClient::PullResult&) { HashFinalWeights(); });
+    });
+  });
+}
+
+void Trainer::HashFinalWeights() {
+  auto hash = std::make_shared<std::string>();
+  env_->Offload([hash, weights = parameters_] { *hash = Sha256Hex(weights); },
+                [this, hash, alive = std::weak_ptr<bool>(alive_)] {
+                  if (!alive.expired()) ReportFinished(*hash);
+                });
+}
+
+void Trainer::ReportFinished(const std::string& weights_sha256) {
+  phase_ = Phase::kFinished;
+  const PsClient::Counters& counters = client_->counters();
+  pb::Finished finished;
+  finished.set_steps(tick_);
+  finished.set_pushes_acked(counters.pushes_acked);
+  finished.set_bytes_pushed(counters.bytes_pushed);
+  finished.set_bytes_pulled(counters.bytes_pulled);
+  if (!weights_sha256.empty()) finished.set_weights_sha256(weights_sha256);
+  handlers_.on_finished(std::move(finished));
+}
+
+void Trainer::Fail(const absl::Status& status) {
+  phase_ = Phase::kFinished;
+  handlers_.on_error(status);
+}
+
+StepJob::Position Trainer::PositionOf(uint64_t tick) const {
+  return {.epoch = epoch_, .index = tick - epoch_begin_};
+}
+
+// The position of tick_ + 1, which may be in the next epoch. Empty if there is nothing to read.
+std::optional<StepJob::Position> Trainer::NextPosition() const {
+  const pb::Training& training = options_.experiment.training();
+  if (training.max_steps() > 0 && tick_ + 1 >= training.max_steps()) return std::nullopt;
+  StepJob::Position next = PositionOf(tick_ + 1);
+  if (tick_ + 1 >= epoch_end_) {
+    if (epoch_ + 1 >= training.epochs()) return std::nullopt;
+    next = {.epoch = uint64_t{epoch_} + 1, .index = 0};
+  }
+  if (sampler_.rows(next.index) == 0) return std::nullopt;
+  return next;
+}
+
+void Trainer::NoteStaleness(const PsClient::PullResult& result) {
+  if (result.min_clock >= tick_) return;
+  const uint64_t staleness = tick_ - result.min_clock;
+  sums_.max_staleness = std::max(sums_.max_staleness, staleness);
+  max_staleness_ = std::max(max_staleness_, staleness);
+}
+
+pb::Heartbeat Trainer::Progress() const {
+  pb::Heartbeat heartbeat;
+  heartbeat.set_tick(tick_);
+  heartbeat.set_data_epoch(
+      std::min(epoch_, std::max(1u, options_.experiment.training().epochs()) - 1));
+  if (!running_) heartbeat.set_waiting_for(client_->WaitingFor());
+  if (sums_.samples > 0) {
+    heartbeat.set_loss(sums_.loss_sum / static_cast<double>(sums_.samples));
+  }
+  heartbeat.set_samples(samples_total_);
+  heartbeat.set_staleness(max_staleness_);
+  heartbeat.set_pushes_acked(client_->counters().pushes_acked);
+  return heartbeat;
+}
+
+}  // namespace parley

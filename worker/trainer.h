@@ -1,0 +1,137 @@
+// Trainer: what a worker does from its assignment to its end, tick by tick.
+//
+//   for each epoch:
+//     for each tick:   pull -> forward as weights arrive -> backward, pushing as gradients complete
+//     if evaluating:   pull -> evaluate this worker's slices
+//     report
+//   all pushes acknowledged -> leave -> [rank 0: pull the final weights, hash them] -> finished
+//
+// The pull of a tick goes out as soon as all pushes of the tick before are sent, not acknowledged.
+// Per tick and while the weights are there, one hand-over to another thread and back.
+//
+// A tick in which this worker has no rows (a small last batch) is pushed with weight 0 and no
+// payload: the servers need to hear that nothing comes.
+//
+// Thread-safety: as Env, everything on the loop; computing goes through Env::Offload.
+#ifndef PARLEY_WORKER_TRAINER_H_
+#define PARLEY_WORKER_TRAINER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "proto/cluster.pb.h"
+#include "proto/experiment.pb.h"
+#include "ps/base/buffer.h"
+#include "ps/base/env.h"
+#include "worker/data/sampler.h"
+#include "worker/epoch_meter.h"
+#include "worker/evaluator.h"
+#include "worker/ps_client.h"
+#include "worker/stage_plan.h"
+#include "worker/step_job.h"
+#include "worker/workload.h"
+
+namespace parley {
+
+class Trainer {
+ public:
+  struct Options {
+    pb::Experiment experiment;  // resolved
+    uint32_t rank = 0;
+    uint32_t data_part = 0, data_parts = 1;
+  };
+  // All required; on_finished or on_error is the last to be called.
+  struct Handlers {
+    absl::AnyInvocable<void(pb::Report)> on_report;
+    // Everything is done. push_retries is not filled in: the trainer does not see them.
+    absl::AnyInvocable<void(pb::Finished)> on_finished;
+    absl::AnyInvocable<void(const absl::Status&)> on_error;
+  };
+
+  // `env` and `client` must outlive this. REQUIRES: client->layout() is that of the workload's
+  // model.
+  Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload, Options options,
+          Handlers handlers);
+
+  void Start();
+
+  // For the next heartbeat: all but waiting_for while computing.
+  pb::Heartbeat Progress() const;
+
+ private:
+  enum class Phase { kTraining, kEvaluating, kFinishing, kFinished };
+  struct EpochSums {
+    uint64_t samples = 0;
+    double loss_sum = 0;
+    uint64_t correct = 0;
+    uint64_t max_staleness = 0;
+    absl::Duration start, train;
+    EpochMeter meter;
+  };
+
+  void BeginEpoch();
+  void BeginTick();
+  void OnArrived(absl::Span<const uint32_t> partitions);
+  void OnPulled(const PsClient::PullResult& result);
+  void MaybeCompute();
+  void PrepareStep();
+  void StartRun();
+  void OnBackward(size_t stage);
+  void OnRunDone();
+  void EndTick();
+  void MaybeEndEpoch();
+  void Evaluate();
+  void EvaluateTrain(pb::Report report);
+  void FinishEpoch(pb::Report report);
+  void Finish();
+  void HashFinalWeights();
+  void ReportFinished(const std::string& weights_sha256);
+  void Fail(const absl::Status& status);
+
+  StepJob::Position PositionOf(uint64_t tick) const;
+  std::optional<StepJob::Position> NextPosition() const;
+  pb::Report TrainReport() const;
+  void NoteStaleness(const PsClient::PullResult& result);
+  void Spend(EpochMeter::Activity activity) { sums_.meter.Switch(env_->Now(), activity); }
+
+  // Constant after construction.
+  Env* const env_;
+  PsClient* const client_;
+  const std::shared_ptr<Workload> workload_;
+  const Options options_;
+  Handlers handlers_;
+  const Sampler sampler_;  // only for its counts; StepJob has one of its own
+  const uint64_t ticks_per_epoch_;
+  const std::shared_ptr<const StagePlan> plan_;
+  const std::shared_ptr<StepJob> job_;
+  Buffer parameters_;  // one arena for the whole run
+
+  Evaluator evaluator_;
+  BufferPool pool_;
+  Phase phase_ = Phase::kTraining;
+  uint32_t epoch_ = 0;
+  uint64_t tick_ = 0;           // the next one to be completed
+  uint64_t epoch_begin_ = 0;    // its first tick
+  uint64_t epoch_end_ = 0;      // one past its last
+  uint64_t samples_total_ = 0;  // trained on
+  uint64_t max_staleness_ = 0;
+  EpochSums sums_;  // of this epoch
+
+  // The current tick.
+  uint64_t rows_ = 0;
+  bool prepared_ = false;  // the job has been given this tick
+  bool pulled_ = false;    // all weights are there
+  uint32_t pushed_ = 0;    // partitions
+  ReadyStages ready_;
+  Buffer gradients_;      // fresh for each tick: pushes refer to it until acknowledged
+  bool running_ = false;  // a run of the job is off the loop
+
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for late callbacks
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_TRAINER_H_

@@ -1,0 +1,54 @@
+#include "worker/workload.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "models/cpu/cpu_device.h"
+
+namespace parley {
+namespace {
+
+absl::Status In(const std::string& part, const absl::Status& status) {
+  const std::string prefix = part + ": ";
+  if (absl::StartsWith(status.message(), prefix)) return status;
+  return absl::Status(status.code(), absl::StrCat(prefix, status.message()));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment) {
+  auto workload = std::make_unique<Workload>();
+  absl::StatusOr<DataSplits> data = LoadDataSplits(experiment.data(), experiment.seed());
+  if (!data.ok()) return In("data", data.status());
+  workload->data = *std::move(data);
+
+  CpuDeviceOptions options;
+  options.threads = experiment.cluster().compute_threads();
+  absl::StatusOr<std::unique_ptr<Device>> device = CreateCpuDevice(options);
+  if (!device.ok()) return In("device", device.status());
+  workload->device = *std::move(device);
+
+  const Dataset& train = *workload->data.train;
+  absl::StatusOr<std::unique_ptr<Model>> model =
+      Model::Create(experiment.model(), train.shape(), train.classes(), experiment.seed(),
+                    workload->device.get());
+  if (!model.ok()) return In("model", model.status());
+  workload->model = *std::move(model);
+  return workload;
+}
+
+pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model) {
+  pb::TableSpec table;
+  table.set_id(kModelTable);
+  table.set_name("model");
+  table.set_seed(experiment.seed());
+  for (const pb::TensorSpec& tensor : model.tensors()) *table.add_tensor() = tensor;
+  table.set_partition_elements(uint64_t{experiment.cluster().partition_kib()} * 1024 /
+                               sizeof(float));
+  *table.mutable_optimizer() = experiment.optimizer();
+  return table;
+}
+
+}  // namespace parley

@@ -1,0 +1,34 @@
+// Workload: what a worker computes on and with. Loading and building take seconds, so this is made
+// off the loop; afterwards one thing at a time uses it: a step or an evaluation.
+#ifndef PARLEY_WORKER_WORKLOAD_H_
+#define PARLEY_WORKER_WORKLOAD_H_
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "models/device.h"
+#include "models/model.h"
+#include "proto/cluster.pb.h"
+#include "proto/experiment.pb.h"
+#include "worker/data/dataset.h"
+
+namespace parley {
+
+// The one table of a worker's model.
+inline constexpr uint32_t kModelTable = 1;
+
+struct Workload {
+  DataSplits data;
+  std::unique_ptr<Device> device;
+  std::unique_ptr<Model> model;  // after the device: it must go first
+};
+
+// Loads the data and builds the model on a CPU device. Errors begin with "data: " or "model: ".
+absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment);
+
+// The dense table of the model, as every worker registers it.
+pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model);
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_WORKLOAD_H_

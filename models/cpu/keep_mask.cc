@@ -92,20 +92,30 @@ __attribute__((target("avx512f"))) void FillAvx512(const Task& t) {
   }
 }
 
+Task MakeTask(uint64_t seed, uint64_t stream, uint64_t first, size_t count, float p,
+              uint8_t* keep) {
+  // ToUnitFloat(bits) >= p compares the upper 24 bits with p * 2^24: bits >= threshold says the
+  // same of all 32. The multiplication is exact.
+  const uint32_t threshold = static_cast<uint32_t>(std::ceil(static_cast<double>(p) * 0x1p24)) << 8;
+  const size_t groups = (count + kKeepMaskGroup - 1) / kKeepMaskGroup;
+  return {seed, stream, first / 4, groups, threshold, keep};
+}
+
 }  // namespace
 
 void FillKeepMask(uint64_t seed, uint64_t stream, uint64_t first, size_t count, float p,
                   uint8_t* keep) {
-  // ToUnitFloat(bits) >= p compares the upper 24 bits with p * 2^24: bits >= threshold says the
-  // same of all 32. The multiplication is exact.
-  const uint32_t threshold = static_cast<uint32_t>(std::ceil(static_cast<double>(p) * 0x1p24)) << 8;
-  const Task task{seed,      stream, first / 4, (count + kKeepMaskGroup - 1) / kKeepMaskGroup,
-                  threshold, keep};
+  const Task task = MakeTask(seed, stream, first, count, p, keep);
   if (__builtin_cpu_supports("avx512f")) {
     FillAvx512(task);
   } else {
     FillAvx2(task);
   }
+}
+
+void FillKeepMaskBaseline(uint64_t seed, uint64_t stream, uint64_t first, size_t count, float p,
+                          uint8_t* keep) {
+  FillAvx2(MakeTask(seed, stream, first, count, p, keep));
 }
 
 }  // namespace parley

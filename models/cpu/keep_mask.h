@@ -16,6 +16,10 @@ inline constexpr size_t kKeepMaskGroup = 32;
 void FillKeepMask(uint64_t seed, uint64_t stream, uint64_t first, size_t count, float p,
                   uint8_t* keep);
 
+// The same on a machine without AVX-512, which FillKeepMask uses where it can; for tests.
+void FillKeepMaskBaseline(uint64_t seed, uint64_t stream, uint64_t first, size_t count, float p,
+                          uint8_t* keep);
+
 }  // namespace parley
 
 #endif  // PARLEY_MODELS_CPU_KEEP_MASK_H_

@@ -19,8 +19,10 @@ TEST(KeepMaskTest, IsUniformAtElementByElement) {
     for (const uint64_t first :
          {uint64_t{0}, uint64_t{4}, (uint64_t{1} << 34) - 60, (uint64_t{1} << 40) + 8}) {
       for (const size_t count : {1, 31, 32, 33, 500}) {
-        std::vector<uint8_t> keep(count + kKeepMaskGroup);
+        std::vector<uint8_t> keep(count + kKeepMaskGroup), baseline(keep.size());
         FillKeepMask(seed, stream, first, count, p, keep.data());
+        FillKeepMaskBaseline(seed, stream, first, count, p, baseline.data());
+        ASSERT_EQ(keep, baseline);
         for (size_t i = 0; i < count; ++i) {
           ASSERT_EQ(keep[i], UniformAt(seed, stream, first + i) >= p ? 1 : 0)
               << "p " << p << " element " << first << "+" << i;

@@ -1,0 +1,72 @@
+// parley: the command that people type. Dispatches to subcommands.
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "ps/config/suggest.h"
+#include "tools/parley/commands.h"
+
+namespace parley {
+namespace {
+
+constexpr char kVersion[] = "0.1.0";
+
+struct Command {
+  const char* name;
+  const char* arguments;
+  const char* help;
+  int (*run)(const CommandArgs& args);
+};
+
+int HelpCommand(const CommandArgs& args);
+
+int VersionCommand(const CommandArgs&) {
+  std::printf("parley %s\n", kVersion);
+  return kExitOk;
+}
+
+constexpr Command kCommands[] = {
+    {"run", "FILE", "train an experiment, all processes on this machine", RunCommand},
+    {"validate", "FILE", "check an experiment and print every error in it", ValidateCommand},
+    {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
+    {"help", "", "this text", HelpCommand},
+    {"version", "", "print the version", VersionCommand},
+};
+
+int HelpCommand(const CommandArgs&) {
+  std::printf("usage: parley COMMAND [arguments]\n\n");
+  for (const Command& command : kCommands) {
+    std::printf("  %-26s %s\n", absl::StrCat(command.name, " ", command.arguments).c_str(),
+                command.help);
+  }
+  std::printf("\nparley COMMAND --help tells more.\n");
+  return kExitOk;
+}
+
+int Main(int argc, char** argv) {
+  CommandArgs args(argv + 1, argv + argc);
+  if (args.empty()) {
+    HelpCommand(args);
+    return kExitUsage;
+  }
+  std::string name = args.front();
+  args.erase(args.begin());
+  if (name == "--help" || name == "-h") name = "help";
+  if (name == "--version") name = "version";
+  std::vector<std::string> names;
+  for (const Command& command : kCommands) {
+    if (name == command.name) return command.run(args);
+    names.push_back(command.name);
+  }
+  return Complain(absl::InvalidArgumentError(
+                      absl::StrCat("unknown command '", name, "'", DidYouMean(name, names),
+                                   "; allowed: ", absl::StrJoin(names, ", "))),
+                  kExitUsage);
+}
+
+}  // namespace
+}  // namespace parley
+
+int main(int argc, char** argv) { return argc > 0 ? parley::Main(argc, argv) : 2; }

@@ -1,0 +1,68 @@
+// A few nodes on one kind of Transport, for tests that ask the same of every kind.
+//
+// The real kinds give each node a thread of its own, as a cluster does; the simulated one runs all
+// in the test's thread. A test talks to a node through Do and looks at what it received through
+// Received and WaitFor.
+#ifndef PARLEY_TESTS_CONFORMANCE_TRANSPORT_RIG_H_
+#define PARLEY_TESTS_CONFORMANCE_TRANSPORT_RIG_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ps/net/transport.h"
+
+namespace parley {
+
+struct ReceivedFrame {
+  NodeId from;
+  Frame frame;
+};
+
+class TransportRig {
+ public:
+  struct Node {
+    bool listens = true;
+    std::string endpoint = "";  // to listen on; empty: one that is free
+    int queue_frames = 1000;
+    size_t max_part_bytes = size_t{80} << 20;
+    size_t max_parts = 16384;
+  };
+
+  virtual ~TransportRig() = default;
+
+  // Starts a node; its endpoint.
+  virtual std::string Start(NodeId id, Node node) = 0;
+  std::string Start(NodeId id) { return Start(id, Node{}); }
+  // Ends it. What it received stays.
+  virtual void End(NodeId id) = 0;
+  // Runs `task` on the node's loop and returns when it is done.
+  virtual void Do(NodeId id, std::function<void(Transport&)> task) = 0;
+  // Lets time pass until `pred` holds; false after a long while. `pred` sees a standing world.
+  virtual bool WaitFor(std::function<bool()> pred) = 0;
+  // Frames that reached the node of this id, in order of arrival. Only inside `pred` of WaitFor, or
+  // when nothing is under way.
+  virtual const std::vector<ReceivedFrame>& Received(NodeId id) = 0;
+
+  absl::Status Connect(NodeId id, NodeId peer, const std::string& endpoint);
+  absl::Status Send(NodeId id, NodeId to, Frame frame);
+  TransportCounters Counters(NodeId id);
+  bool WaitForFrames(NodeId id, size_t count);
+};
+
+// "sim", "tcp" or "ipc".
+std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind);
+
+// A PUSH with the number as its tick and one part for each payload (sizes are multiples of 4).
+Frame MakeFrame(uint64_t number, std::vector<Buffer> payload = {});
+
+// Pseudo-random bytes.
+Buffer Noise(uint64_t seed, size_t size);
+
+// A path for a socket that no other test and no other process uses.
+std::string FreshSocketPath();
+
+}  // namespace parley
+
+#endif  // PARLEY_TESTS_CONFORMANCE_TRANSPORT_RIG_H_

@@ -62,7 +62,6 @@ class WorkerNode::Impl {
       Log(stop.ok() ? "told that the job is done" : absl::StrCat("told to stop: ", stop.reason()));
       // Nothing that is under way matters any more.
       over_ = true;
-      return pb::StopAck();
     };
     handlers.on_end = [this](absl::Status status) {
       over_ = true;

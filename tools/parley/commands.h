@@ -17,6 +17,7 @@ inline constexpr int kExitOk = 0, kExitFailure = 1, kExitUsage = 2, kExitInterru
 using CommandArgs = std::vector<std::string>;
 
 int RunCommand(const CommandArgs& args);       // parley run FILE: starts everything on this machine
+int TrainCommand(const CommandArgs& args);     // parley train --local FILE: in this process
 int ValidateCommand(const CommandArgs& args);  // parley validate FILE
 int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
 

@@ -29,6 +29,7 @@ int VersionCommand(const CommandArgs&) {
 
 constexpr Command kCommands[] = {
     {"run", "FILE", "train an experiment, all processes on this machine", RunCommand},
+    {"train", "--local FILE", "train in this process, with no servers", TrainCommand},
     {"validate", "FILE", "check an experiment and print every error in it", ValidateCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},

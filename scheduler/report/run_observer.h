@@ -1,6 +1,8 @@
-// RunObserver: what the scheduler tells the outside about a run; the node itself writes no files and no terminal.
+// RunObserver: what the scheduler tells the outside about a run; the node itself writes no files
+// and no terminal.
 //
-// Called on the scheduler's loop, in the order things happen; implementations must not block for long.
+// Called on the scheduler's loop, in the order things happen; implementations must not block for
+// long.
 #ifndef PARLEY_SCHEDULER_REPORT_RUN_OBSERVER_H_
 #define PARLEY_SCHEDULER_REPORT_RUN_OBSERVER_H_
 
@@ -15,40 +17,43 @@ namespace parley {
 
 // Where the run stands, from heartbeats; a few times a second at most.
 struct RunProgress {
-  uint32_t epoch = 0;           // from 0; the slowest worker's
+  uint32_t epoch = 0;  // from 0; the slowest worker's
   uint32_t epochs = 0;
-  uint64_t step = 0;            // the slowest worker's tick
-  uint64_t steps = 0;           // planned in total; 0 = unknown
-  double loss = 0;              // running mean of this epoch
-  uint64_t samples = 0;         // trained on so far
+  uint64_t step = 0;     // the slowest worker's tick
+  uint64_t steps = 0;    // planned in total; 0 = unknown
+  double loss = 0;       // running mean of this epoch
+  uint64_t samples = 0;  // trained on so far
   double samples_per_second = 0;
   uint64_t max_staleness = 0;
-  std::string waiting_for;      // empty while all are busy
+  std::string waiting_for;  // empty while all are busy
 };
 
 // One finished epoch, summed over workers.
 struct EpochMetrics {
-  uint32_t epoch = 0;           // from 0
-  uint64_t step = 0;            // steps done at its end
-  double train_loss = 0, train_accuracy = 0;  // running means over the epoch, or a full pass if so configured
-  bool evaluated = false;       // the test values below are there
+  uint32_t epoch = 0;  // from 0
+  uint64_t step = 0;   // steps done at its end
+  double train_loss = 0,
+         train_accuracy = 0;  // running means over the epoch, or a full pass if so configured
+  bool evaluated = false;     // the test values below are there
   double test_loss = 0, test_accuracy = 0;
   uint64_t train_samples = 0;
-  double train_seconds = 0;     // the slowest worker's, without evaluation
-  double compute_seconds = 0, wait_seconds = 0;  // means over workers: device busy, device waiting for weights
+  double train_seconds = 0;  // the slowest worker's, without evaluation
+  double compute_seconds = 0,
+         wait_seconds = 0;  // means over workers: device busy, device waiting for weights
   double eval_seconds = 0;
   uint64_t max_staleness = 0;
 };
 
 struct RunSummary {
   bool ok = false;
-  std::string reason;           // why it is not ok
+  std::string reason;  // why it is not ok
   uint64_t steps = 0;
   double train_seconds = 0, wall_seconds = 0, samples_per_second = 0;
   double compute_seconds = 0, wait_seconds = 0;  // means over workers
-  double apply_seconds = 0;     // inside the servers' update pass, the busiest shard
+  double apply_seconds = 0;  // inside the servers' update pass, the busiest shard
   uint64_t bytes_pushed = 0, bytes_pulled = 0;
-  uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0, push_retries = 0;
+  uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0,
+           push_retries = 0;
   uint64_t max_staleness = 0;
   std::string weights_sha256;
   std::vector<EpochMetrics> epochs;

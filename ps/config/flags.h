@@ -62,8 +62,8 @@ class FlagSet {
   struct Flag {
     std::string name, value, help, default_text;
     bool required = false, is_switch = false, seen = false;
-    std::string allowed;
-    std::function<bool(const std::string&)> set;  // false: not allowed
+    std::string allowed = {};
+    std::function<bool(const std::string&)> set = {};  // false: not allowed
   };
   struct Positional {
     std::string name, help;

@@ -25,7 +25,7 @@ namespace fs = std::filesystem;
 constexpr absl::Duration kSchedulerStart = absl::Seconds(10);
 
 struct RunFlags {
-  std::string file, run_dir, transport, metrics_format = "text";
+  std::string file, run_dir, transport, metrics_format = "plain";
   std::vector<std::string> overrides;
   uint32_t servers = 0, workers = 0;  // 0: as the file says
   bool quiet = false;
@@ -164,7 +164,7 @@ class LocalRun {
         "--endpoint-file", endpoint_file,
         "--job",           experiment_.name(),
         "--log",           spec.log};
-    if (flags_.metrics_format != "text") {
+    if (flags_.metrics_format != "plain") {
       spec.args.insert(spec.args.end(), {"--metrics-format", flags_.metrics_format});
     }
     if (flags_.quiet) spec.args.push_back("--quiet");
@@ -218,7 +218,7 @@ int RunCommand(const CommandArgs& args) {
       .OptionalNumber("workers", &run.workers, 1, 1024, "short for --set cluster.workers=N")
       .Text("run-dir", &run.run_dir, "DIR", "a new or empty directory; else runs/NAME-TIME")
       .Choice("transport", &run.transport, {"tcp", "ipc"}, "short for --set cluster.transport=..")
-      .Choice("metrics-format", &run.metrics_format, {"text", "gradient"},
+      .Choice("metrics-format", &run.metrics_format, {"plain", "gradient"},
               "gradient also prints {\"chart\": ..} lines")
       .Switch("quiet", &run.quiet, "prints the results only");
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;

@@ -216,17 +216,27 @@ void CpuDevice::ReluBackward(Tensor* y, Tensor* dy, Tensor* dx) {
 void CpuDevice::DropoutForward(Tensor* x, const DropoutPattern& pattern, Tensor* y,
                                Workspace* kept) {
   Run("dropout", [&] {
-    CpuTensor* in = Plain(x);
+    CpuTensor* in = Cpu(x);
     CpuWorkspace* mask = Cpu(kept);
-    const uint64_t first = pattern.first_row * in->sample().size();
+    const uint64_t features = in->sample().size();
+    const uint64_t first = pattern.first_row * features;
     // The generator works from a multiple of four on; what is before `first` goes unused.
     mask->offset = first % 4;
     const uint64_t count = mask->offset + in->elements();
     mask->memory.Reserve(count + kKeepMaskGroup);
     FillKeepMask(pattern.seed, pattern.stream, first - mask->offset, count, pattern.p,
                  mask->memory.bytes());
-    ApplyMask(in->data(), mask->memory.bytes() + mask->offset, 1 / (1 - pattern.p), in->elements(),
-              Cpu(y)->mutable_data());
+    const uint8_t* keep = mask->memory.bytes() + mask->offset;
+    float* out = Cpu(y)->mutable_data();
+    // The pattern is in plain order: a row goes there on its way, while it is in cache.
+    for (uint64_t r = 0; r < in->rows(); ++r, keep += features, out += features) {
+      const float* row = in->data() + r * features;
+      if (in->block() != 1) {
+        in->CopyRow(r, out);
+        row = out;
+      }
+      ApplyMask(row, keep, 1 / (1 - pattern.p), features, out);
+    }
   });
 }
 

@@ -57,4 +57,9 @@ void CpuTensor::ChangeBlock(uint32_t block, GrowingBuffer* spare) {
   borrowed_ = nullptr;
 }
 
+void CpuTensor::CopyRow(uint64_t row, float* out) {
+  const uint64_t row_size = physical_elements() / rows_;
+  ToPlain(data() + row * row_size, 1, sample_.channels, spatial(), block_, out);
+}
+
 }  // namespace parley

@@ -52,6 +52,9 @@ class CpuTensor final : public Tensor {
   // Reorders the elements in place; nothing if `block` is what it has. `spare` is scratch.
   void ChangeBlock(uint32_t block, GrowingBuffer* spare);
 
+  // Writes row `row` to `out` [channels, height, width] in plain order.
+  void CopyRow(uint64_t row, float* out);
+
   uint32_t block() const { return block_; }
   uint32_t channel_blocks() const { return (sample_.channels + block_ - 1) / block_; }
   uint64_t spatial() const { return uint64_t{sample_.height} * sample_.width; }

@@ -47,7 +47,9 @@ void RunTally::AddFinished(uint32_t worker, const pb::Finished& finished) {
   finished_.emplace(worker, finished);
 }
 
-void RunTally::AddStopAck(NodeId server, const pb::StopAck& ack) { stop_acks_[server] = ack; }
+void RunTally::AddCounts(NodeId server, const pb::ServerCounts& counts) {
+  counts_[server] = counts;
+}
 
 RunProgress RunTally::Progress(const std::vector<Member*>& workers, uint64_t train_samples,
                                absl::Duration now) {
@@ -106,11 +108,11 @@ RunSummary RunTally::Summary(absl::Duration wall) const {
     summary.bytes_pulled += finished.bytes_pulled();
     if (!finished.weights_sha256().empty()) summary.weights_sha256 = finished.weights_sha256();
   }
-  for (const auto& [node, ack] : stop_acks_) {
-    summary.pushes_applied += ack.pushes_applied();
-    summary.pushes_dropped += ack.pushes_dropped();
-    summary.pushes_duplicate += ack.pushes_duplicate();
-    summary.apply_seconds = std::max(summary.apply_seconds, ack.apply_seconds());
+  for (const auto& [node, counts] : counts_) {
+    summary.pushes_applied += counts.pushes_applied();
+    summary.pushes_dropped += counts.pushes_dropped();
+    summary.pushes_duplicate += counts.pushes_duplicate();
+    summary.apply_seconds = std::max(summary.apply_seconds, counts.apply_seconds());
   }
   summary.ok = summary.pushes_acknowledged == summary.pushes_applied + summary.pushes_dropped;
   if (!summary.ok) {

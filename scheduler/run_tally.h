@@ -24,7 +24,7 @@ class RunTally {
   std::optional<EpochMetrics> AddReport(uint32_t worker, const pb::Report& report);
   void AddFinished(uint32_t worker, const pb::Finished& finished);
   bool all_finished() const { return finished_.size() == workers_; }
-  void AddStopAck(NodeId server, const pb::StopAck& ack);
+  void AddCounts(NodeId server, const pb::ServerCounts& counts);
 
   // Where things stand, from the newest heartbeats. `now` counts from any fixed moment.
   RunProgress Progress(const std::vector<Member*>& workers, uint64_t train_samples,
@@ -40,7 +40,7 @@ class RunTally {
   std::map<uint32_t, std::map<uint32_t, pb::Report>> reports_;  // epoch -> worker
   std::vector<EpochMetrics> epochs_;
   std::map<uint32_t, pb::Finished> finished_;
-  std::map<NodeId, pb::StopAck> stop_acks_;
+  std::map<NodeId, pb::ServerCounts> counts_;
   // Samples done at earlier moments, for a rate over the last seconds.
   std::vector<std::pair<absl::Duration, uint64_t>> history_;
 };

@@ -70,7 +70,7 @@ class SchedulerNode::Impl {
   void Stop(const absl::Status& status) { StopAll(status); }
 
  private:
-  enum class Phase { kGathering, kAssigning, kTraining, kStopping };
+  enum class Phase { kGathering, kAssigning, kTraining, kCounting, kStopping };
 
   const pb::Cluster& cluster() const { return options_.experiment.cluster(); }
   absl::Duration Watch() const { return absl::Milliseconds(cluster().heartbeat_ms()); }
@@ -133,7 +133,7 @@ class SchedulerNode::Impl {
       rpc_.ReplyError(from, request.header, status);
       return;
     }
-    if (phase_ == Phase::kTraining) {  // its answer was lost
+    if (phase_ >= Phase::kTraining) {  // its answer was lost
       AnswerRegister(*member, request.header);
       return;
     }
@@ -281,7 +281,7 @@ class SchedulerNode::Impl {
     }
     rpc_.Reply(from, request.header, Frame());
     tally_.AddFinished(member->rank, finished);
-    if (tally_.all_finished()) StopAll(absl::OkStatus());
+    if (tally_.all_finished()) CollectCounts();
   }
 
   void OnFailed(NodeId from, const Frame& request) {
@@ -321,6 +321,7 @@ class SchedulerNode::Impl {
 
   // Where the job stands and what is awaited, to complete an error line.
   std::string Where() {
+    if (phase_ == Phase::kCounting) return "after training, while the servers were counting";
     if (phase_ != Phase::kTraining) return absl::StrCat("before training; ", Awaited());
     const RunProgress progress = MakeProgress();
     std::string text = absl::StrFormat("in epoch %d at step %d", progress.epoch + 1, progress.step);
@@ -339,57 +340,62 @@ class SchedulerNode::Impl {
     progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
   }
 
-  // Servers first, for what they answer; then the rest. The first reason counts.
+  // Everything is done: what the servers have counted completes the summary. Asked for apart from
+  // STOP, because a node that has been stopped goes away and cannot repeat an answer that was lost.
+  void CollectCounts() {
+    if (phase_ != Phase::kTraining) return;
+    phase_ = Phase::kCounting;
+    for (Member* member : members_.servers()) {
+      Frame frame;
+      frame.header.set_kind(pb::COUNT);
+      CallOptions call{.deadline = absl::Milliseconds(cluster().progress_timeout_ms()),
+                       .attempt = absl::Milliseconds(300),
+                       .what = "counts of " + member->Describe(true)};
+      rpc_.Call(member->node, std::move(frame), std::move(call),
+                [this, node = member->node](absl::StatusOr<Frame> answer) {
+                  pb::ServerCounts counts;
+                  absl::Status status = answer.ok() ? ParseBody(*answer, &counts) : answer.status();
+                  if (!status.ok()) {
+                    StopAll(status);
+                    return;
+                  }
+                  tally_.AddCounts(node, counts);
+                  counted_.insert(node);
+                  if (counted_.size() == members_.servers().size()) StopAll(absl::OkStatus());
+                });
+    }
+  }
+
+  // Tells everybody, and then ends. The first reason counts.
   void StopAll(const absl::Status& status) {
     if (phase_ == Phase::kStopping) return;
     phase_ = Phase::kStopping;
     result_ = status;
     env_->Cancel(watch_timer_);
     env_->Cancel(progress_timer_);
-    std::vector<Member*> servers, others;
+    // After a good end every node must hear of it, or it would take the scheduler for dead; after a
+    // failure the living answer soon, and the dead are not worth more.
+    const absl::Duration deadline =
+        status.ok() ? absl::Milliseconds(cluster().node_timeout_ms()) : kStopDeadline;
     for (Member* member : members_.all()) {
-      const bool gone = member->last_heard == absl::InfiniteDuration();
-      if (gone) continue;
-      (member->role == pb::SERVER && !member->spare ? servers : others).push_back(member);
-    }
-    if (!status.ok()) {
-      // Workers must not go on asking servers that are going away.
-      servers.insert(servers.end(), others.begin(), others.end());
-      others.clear();
-    }
-    SendStops(servers, [this, others] { SendStops(others, [this] { Finish(); }); });
-  }
-
-  void SendStops(const std::vector<Member*>& members, Task then) {
-    if (members.empty()) {
-      then();
-      return;
-    }
-    auto left = std::make_shared<size_t>(members.size());
-    auto after = std::make_shared<Task>(std::move(then));
-    for (Member* member : members) {
+      if (member->last_heard == absl::InfiniteDuration()) continue;  // known to be gone
       pb::Stop stop;
-      stop.set_ok(result_.ok());
-      stop.set_reason(std::string(result_.message()));
+      stop.set_ok(status.ok());
+      stop.set_reason(std::string(status.message()));
       Frame frame;
       frame.header.set_kind(pb::STOP);
       frame.header.set_body(stop.SerializeAsString());
-      CallOptions call{.deadline = kStopDeadline,
-                       .attempt = absl::Milliseconds(300),
+      CallOptions call{.deadline = deadline,
+                       .attempt = absl::Milliseconds(150),
+                       .max_attempt = absl::Milliseconds(600),
                        .what = "stop of " + member->Describe(true)};
-      rpc_.Call(member->node, std::move(frame), std::move(call),
-                [this, left, after, node = member->node,
-                 server = member->role == pb::SERVER](absl::StatusOr<Frame> answer) {
-                  pb::StopAck ack;
-                  if (answer.ok() && server && ParseBody(*answer, &ack).ok()) {
-                    tally_.AddStopAck(node, ack);
-                  } else if (!answer.ok() && server && result_.ok()) {
-                    result_ =
-                        answer.status();  // its counts are missing: the run cannot be vouched for
-                  }
-                  if (--*left == 0) (*after)();
-                });
+      ++stops_open_;
+      // No answer is no news: a node that has stopped does not answer again.
+      rpc_.Call(member->node, std::move(frame), std::move(call), [this](absl::StatusOr<Frame>) {
+        if (--stops_open_ == 0) Finish();
+      });
     }
+    if (stops_open_ == 0) Finish();
   }
 
   void Finish() {
@@ -422,7 +428,9 @@ class SchedulerNode::Impl {
       registered_;  // parked REGISTERs, to be answered with the assignment
   pb::Assignment assignment_;
   std::set<NodeId> assigned_;  // servers that hold their partitions
+  std::set<NodeId> counted_;   // servers whose counts are in the tally
   absl::Status result_;
+  size_t stops_open_ = 0;
   TimerId watch_timer_ = kNoTimer, progress_timer_ = kNoTimer, end_timer_ = kNoTimer;
 };
 

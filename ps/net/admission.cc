@@ -21,7 +21,9 @@ absl::Status CheckAdmission(const pb::FrameHeader& header, uint64_t job) {
         absl::StrFormat("the sender speaks protocol version %d, this node %d", header.protocol(),
                         kProtocolVersion));
   }
-  const bool may_be_jobless = header.kind() == pb::HELLO || header.kind() == pb::FAILED;
+  // Answers too: a node may be asked something before its own admission has reached it.
+  const bool may_be_jobless = header.kind() == pb::HELLO || header.kind() == pb::FAILED ||
+                              header.kind() == pb::REPLY || header.kind() == pb::PARKED;
   if (job == 0 || header.job() == job || (header.job() == 0 && may_be_jobless)) {
     return absl::OkStatus();
   }

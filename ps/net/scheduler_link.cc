@@ -40,9 +40,8 @@ void SchedulerLink::Start() {
                        absl::PermissionDeniedError("STOP is the scheduler's to say"));
       return;
     }
-    Frame answer;
-    answer.header.set_body(handlers_.on_stop(stop).SerializeAsString());
-    rpc_->Reply(from, request.header, std::move(answer));
+    rpc_->Reply(from, request.header, Frame());
+    if (handlers_.on_stop && !ending_) handlers_.on_stop(stop);
     End(stop.ok() ? absl::OkStatus() : absl::AbortedError(stop.reason()), kLinger);
   });
   Frame hello;

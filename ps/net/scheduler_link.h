@@ -32,9 +32,8 @@ class SchedulerLink {
     absl::AnyInvocable<void(const pb::Welcome&)> on_welcome;
     // What to say in the next heartbeat.
     absl::AnyInvocable<pb::Heartbeat()> heartbeat;
-    // Told to stop; returns what to answer. Called for each STOP received, so it must be
-    // idempotent.
-    absl::AnyInvocable<pb::StopAck(const pb::Stop&)> on_stop;
+    // Told to stop; on_end follows. Once; may be empty.
+    absl::AnyInvocable<void(const pb::Stop&)> on_stop;
     // The end, once, at most: OK after a STOP with ok (a little later, so that the answer gets
     // out); else why: refused, nobody there, scheduler silent, or the reason of the STOP.
     absl::AnyInvocable<void(absl::Status)> on_end;

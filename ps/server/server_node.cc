@@ -53,6 +53,7 @@ class ServerNode::Impl {
     rpc_.Handle(pb::PUSH, [this](NodeId from, Frame f) { OnPush(from, std::move(f)); });
     rpc_.Handle(pb::PULL, [this](NodeId from, Frame f) { OnPull(from, f); });
     rpc_.Handle(pb::LEAVE, [this](NodeId from, Frame f) { OnLeave(from, f); });
+    rpc_.Handle(pb::COUNT, [this](NodeId from, Frame f) { OnCount(from, f); });
     rpc_.Handle(pb::NORM, [this](NodeId from, Frame f) { OnNorm(from, f); });
     link_.Start();
   }
@@ -77,7 +78,6 @@ class ServerNode::Impl {
     SchedulerLink::Handlers handlers;
     handlers.on_welcome = [this](const pb::Welcome& welcome) { OnWelcome(welcome); };
     handlers.heartbeat = [this] { return MakeHeartbeat(); };
-    handlers.on_stop = [this](const pb::Stop&) { return MakeStopAck(); };
     handlers.on_end = [this](absl::Status status) { done_(std::move(status)); };
     return handlers;
   }
@@ -99,6 +99,9 @@ class ServerNode::Impl {
     absl::Status status = from == kSchedulerNode
                               ? ParseBody(request, &assignment)
                               : absl::PermissionDeniedError("ASSIGN is the scheduler's to say");
+    // The welcome, with the experiment, may be overtaken by what follows from it.
+    if (status.ok() && job_ == 0)
+      status = absl::UnavailableError("this server is not admitted yet");
     // The same assignment again means that its answer was lost.
     if (status.ok() && epoch_ == 0) status = TakeAssignment(assignment);
     if (status.ok() && assignment.map().epoch() != epoch_) {
@@ -374,16 +377,18 @@ class ServerNode::Impl {
     return heartbeat;
   }
 
-  pb::StopAck MakeStopAck() {
-    pb::StopAck ack;
-    ack.set_pushes_accepted(counters_.accepted);
-    ack.set_pushes_applied(counters_.applied);
-    ack.set_pushes_dropped(counters_.dropped);
-    ack.set_pushes_duplicate(counters_.duplicate);
-    ack.set_apply_seconds(absl::ToDoubleSeconds(apply_time_));
-    ack.set_bytes_in(transport_->counters().bytes_in);
-    ack.set_bytes_out(transport_->counters().bytes_out);
-    return ack;
+  void OnCount(NodeId from, const Frame& request) {
+    pb::ServerCounts counts;
+    counts.set_pushes_accepted(counters_.accepted);
+    counts.set_pushes_applied(counters_.applied);
+    counts.set_pushes_dropped(counters_.dropped);
+    counts.set_pushes_duplicate(counters_.duplicate);
+    counts.set_apply_seconds(absl::ToDoubleSeconds(apply_time_));
+    counts.set_bytes_in(transport_->counters().bytes_in);
+    counts.set_bytes_out(transport_->counters().bytes_out);
+    Frame answer;
+    answer.header.set_body(counts.SerializeAsString());
+    rpc_.Reply(from, request.header, std::move(answer));
   }
 
   // Constant after construction.

@@ -49,15 +49,15 @@ TEST(RunTally, AcknowledgedButNotAppliedIsNotOk) {
   finished.clear_weights_sha256();
   tally.AddFinished(1, finished);
   EXPECT_TRUE(tally.all_finished());
-  pb::StopAck ack;
-  ack.set_pushes_applied(6);
-  ack.set_pushes_dropped(3);
-  tally.AddStopAck(NodeId{1}, ack);
+  pb::ServerCounts counts;
+  counts.set_pushes_applied(6);
+  counts.set_pushes_dropped(3);
+  tally.AddCounts(NodeId{1}, counts);
   EXPECT_FALSE(tally.Summary(absl::Seconds(1)).ok);
   EXPECT_NE(tally.Summary(absl::Seconds(1)).reason.find("10 pushes were acknowledged"),
             std::string::npos);
-  ack.set_pushes_applied(7);
-  tally.AddStopAck(NodeId{1}, ack);  // again: replaces
+  counts.set_pushes_applied(7);
+  tally.AddCounts(NodeId{1}, counts);  // again: replaces
   EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok);
   EXPECT_EQ(tally.Summary(absl::Seconds(1)).weights_sha256, "abc");
 }

@@ -186,7 +186,11 @@ void NodeProcess::StopLoops() {
 void NodeProcess::Log(absl::string_view line) { logger_->Line(line); }
 
 int NodeProcess::Complain(const std::string& program, const absl::Status& status) {
-  std::fprintf(stderr, "%s: %s\n", program.c_str(), OneLine(status.message()).c_str());
+  std::string line = OneLine(status.message());
+  // Errors of flags name their command already.
+  const std::string prefix = program + ": ";
+  if (line.rfind(prefix, 0) != 0) line = prefix + line;
+  std::fprintf(stderr, "%s\n", line.c_str());
   return 1;
 }
 

@@ -122,4 +122,9 @@ absl::StatusOr<std::string> Bind(ZmqSocket* socket, const BindTarget& target) {
   return FormatEndpoint(*bound);
 }
 
+void RemoveSocketFile(const std::string& endpoint) {
+  const absl::StatusOr<Endpoint> at = ParseEndpoint(endpoint);
+  if (at.ok() && at->scheme == Endpoint::Scheme::kIpc) unlink(at->path.c_str());
+}
+
 }  // namespace parley

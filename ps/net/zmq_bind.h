@@ -26,6 +26,10 @@ absl::StatusOr<BindTarget> ResolveBind(const std::string& bind);
 // left behind is replaced. May connect to an ipc path to tell them apart.
 absl::StatusOr<std::string> Bind(ZmqSocket* socket, const BindTarget& target);
 
+// Removes the socket file of an endpoint that Bind gave, which ZeroMQ leaves lying. Call it while
+// the socket is still open: later somebody else may have the path.
+void RemoveSocketFile(const std::string& endpoint);
+
 }  // namespace parley
 
 #endif  // PARLEY_PS_NET_ZMQ_BIND_H_

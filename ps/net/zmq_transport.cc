@@ -131,7 +131,10 @@ ZmqTransport::ZmqTransport(LoopEnv* env, Options options)
 ZmqTransport::~ZmqTransport() {
   if (epoll_fd_ >= 0) env_->RemoveSource(epoll_fd_);
   for (auto& [peer, channel] : peers_) CloseChannel(channel.get());
-  if (router_) CloseChannel(router_.get());
+  if (router_) {
+    RemoveSocketFile(endpoint_);
+    CloseChannel(router_.get());
+  }
   if (epoll_fd_ >= 0) close(epoll_fd_);
   // Then the context goes, unless it is shared, and waits for the sockets to be done.
 }

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <fstream>
+#include <sstream>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -173,6 +175,19 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary) {
   }
   line.Raw("epochs", epochs.empty() ? "[]" : absl::StrCat("[", epochs, "\n  ]"));
   return line.Indented();
+}
+
+absl::StatusOr<std::string> ReadSummaryReason(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return absl::NotFoundError(absl::StrCat(path, ": cannot be opened"));
+  std::stringstream text;
+  text << file.rdbuf();
+  Struct object;
+  if (!google::protobuf::util::JsonStringToMessage(text.str(), &object).ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
+  }
+  const auto reason = object.fields().find("reason");
+  return reason == object.fields().end() ? std::string() : reason->second.string_value();
 }
 
 absl::StatusOr<std::vector<EpochMetrics>> ParseEpochs(absl::string_view text) {

@@ -28,6 +28,10 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary);
 // passed over.
 absl::StatusOr<std::vector<EpochMetrics>> ParseEpochs(absl::string_view metrics_jsonl);
 
+// The "reason" of a summary.json. kNotFound if there is no such file, kInvalidArgument if it is
+// none.
+absl::StatusOr<std::string> ReadSummaryReason(const std::string& path);
+
 // Where the workers' time of training went, as shares that add up to 1.
 struct TimeShares {
   double compute = 0;               // device busy

@@ -101,7 +101,7 @@ void TerminalReport::OnStart(const std::string& job, const pb::Experiment& resol
 }
 
 void TerminalReport::OnEvent(const std::string& line) {
-  if (!options_.quiet) Line(Printable(line));
+  if (!options_.quiet && !finished_) Line(Printable(line));
 }
 
 std::string TerminalReport::TimeLeft(const RunProgress& progress) const {
@@ -139,7 +139,7 @@ void TerminalReport::OnProgress(const RunProgress& progress) {
     first_step_ = progress.step;
     first_time_ = now;
   }
-  if (options_.quiet) return;
+  if (options_.quiet || finished_) return;
   if (options_.terminal) {
     ClearBar();
     bar_ = ProgressText(progress, options_.columns);
@@ -185,6 +185,7 @@ void TerminalReport::GradientLines(const EpochMetrics& metrics) {
 void TerminalReport::OnFinish(const RunSummary& summary) {
   ClearBar();
   bar_.clear();
+  finished_ = true;
   const auto last = std::find_if(summary.epochs.rbegin(), summary.epochs.rend(),
                                  [](const EpochMetrics& epoch) { return epoch.evaluated; });
   if (!summary.ok) {

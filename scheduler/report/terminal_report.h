@@ -57,7 +57,8 @@ class TerminalReport : public RunObserver {
   const ReportClock now_;
   const Write write_;
   uint32_t epochs_ = 0;
-  std::string bar_;  // what stands on the last line of the terminal
+  bool finished_ = false;  // the results stand last: nothing is shown after them
+  std::string bar_;        // what stands on the last line of the terminal
   absl::Duration next_plain_ = absl::ZeroDuration();
   bool started_ = false;  // the first progress with a step has come:
   uint64_t first_step_ = 0;

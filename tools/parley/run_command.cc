@@ -109,12 +109,18 @@ class LocalRun {
       return Complain(started, kExitFailure);
     }
     const Supervisor::Outcome outcome = supervisor_->Run();
-    if (!outcome.ok) FillInSummary(outcome.reason);
     if (outcome.interrupted) {
+      FillInSummary("interrupted");
       return Complain(absl::CancelledError(absl::StrCat("interrupted; run: ", run_dir_)),
                       kExitInterrupted);
     }
-    if (!outcome.ok) return Complain(absl::AbortedError(outcome.reason), kExitFailure);
+    if (!outcome.ok) {
+      // The scheduler's account, if it lived to write one.
+      absl::StatusOr<std::string> told = ReadSummaryReason(run_dir_ + "/summary.json");
+      const Supervisor::Failure* cause = FindCause(outcome.failures, told.value_or(""));
+      FillInSummary(cause->text);
+      return Complain(absl::AbortedError(cause->text), kExitFailure);
+    }
     return kExitOk;
   }
 

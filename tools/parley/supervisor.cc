@@ -87,19 +87,13 @@ void Supervisor::TakeSignals() {
 }
 
 void Supervisor::Reap() {
-  int first = -1;
   for (size_t i = 0; i < children_.size(); ++i) {
     Child& child = children_[i];
     int status;
     if (child.ended || waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
     child.ended = status;
-    if (!Failed(status) || child.stopped_by_us) continue;
-    // Several may have ended since the last look. One that was killed is the cause, the others
-    // ended because of it; else the leader comes last, since it ends when told of a failure.
-    const bool killed = WIFSIGNALED(status);
-    if (first < 0 || first == 0 || killed) first = static_cast<int>(i);
+    if (Failed(status) && !child.stopped_by_us) failed_.push_back(i);
   }
-  if (failed_ < 0) failed_ = first;
 }
 
 void Supervisor::SignalAll(int signal) {
@@ -152,7 +146,7 @@ absl::StatusOr<std::string> Supervisor::WaitForFile(const std::string& path,
 
 Supervisor::Outcome Supervisor::Run() {
   // Running.
-  while (!AllEnded() && failed_ < 0 && signals_ == 0 && !children_.front().ended) {
+  while (!AllEnded() && failed_.empty() && signals_ == 0 && !children_.front().ended) {
     WaitUntil(Monotonic() + absl::Hours(1));
   }
   if (signals_ > 0) {
@@ -163,10 +157,11 @@ Supervisor::Outcome Supervisor::Run() {
   } else {
     absl::Duration deadline = Monotonic() + options_.grace;
     while (!AllEnded() && signals_ == 0 && Monotonic() < deadline) WaitUntil(deadline);
-    if (!AllEnded() && signals_ == 0 && failed_ < 0) {
-      // Everything went well and somebody does not leave.
-      for (size_t i = 0; i < children_.size() && failed_ < 0; ++i) {
-        if (!children_[i].ended) failed_ = static_cast<int>(i);
+    if (signals_ == 0 && failed_.empty()) {
+      for (size_t i = 0; i < children_.size(); ++i) {
+        if (children_[i].ended) continue;
+        children_[i].lingered = true;
+        failed_.push_back(i);
       }
     }
     SignalAll(SIGTERM);
@@ -179,9 +174,10 @@ Supervisor::Outcome Supervisor::Run() {
 }
 
 std::string Supervisor::DescribeEnd(const Child& child) const {
-  std::string text = absl::StrCat(
-      child.spec.name, child.stopped_by_us ? " did not end and was stopped"
-                                           : absl::StrCat(" ", DescribeWaitStatus(*child.ended)));
+  std::string text =
+      absl::StrCat(child.spec.name, " (pid ", child.pid, ")",
+                   child.lingered ? " did not end and was stopped"
+                                  : absl::StrCat(" ", DescribeWaitStatus(*child.ended)));
   const std::string last = LastLine(child.spec.log);
   if (!last.empty()) absl::StrAppend(&text, "; last line of its log: ", last);
   return absl::StrCat(text, "; log: ", child.spec.log);
@@ -190,13 +186,32 @@ std::string Supervisor::DescribeEnd(const Child& child) const {
 Supervisor::Outcome Supervisor::MakeOutcome() const {
   Outcome outcome;
   outcome.interrupted = signals_ > 0;
-  outcome.ok = !outcome.interrupted && failed_ < 0;
-  if (outcome.interrupted) {
-    outcome.reason = "interrupted";
-  } else if (failed_ >= 0) {
-    outcome.reason = DescribeEnd(children_[failed_]);
+  outcome.ok = !outcome.interrupted && failed_.empty();
+  for (size_t index : failed_) {
+    const Child& child = children_[index];
+    outcome.failures.push_back(
+        {child.pid, index == 0, !child.lingered && WIFSIGNALED(*child.ended), DescribeEnd(child)});
   }
   return outcome;
+}
+
+const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& failures,
+                                     const std::string& leaders_reason) {
+  // Nobody is killed because of somebody else's failure.
+  for (const Supervisor::Failure& failure : failures) {
+    if (failure.killed) return &failure;
+  }
+  // Nodes call themselves "host:pid".
+  for (const Supervisor::Failure& failure : failures) {
+    if (leaders_reason.find(absl::StrCat(":", failure.pid, ")")) != std::string::npos) {
+      return &failure;
+    }
+  }
+  // The leader ends with an error whenever another does.
+  for (const Supervisor::Failure& failure : failures) {
+    if (!failure.leader) return &failure;
+  }
+  return failures.empty() ? nullptr : &failures.front();
 }
 
 }  // namespace parley

@@ -41,11 +41,18 @@ class Supervisor {
     absl::Duration kill_after = absl::Seconds(3);
     absl::Duration interrupt_grace = absl::Seconds(10);
   };
+  struct Failure {
+    pid_t pid = 0;
+    bool leader = false;
+    bool killed = false;  // by a signal that was not ours
+    std::string text;     // one line: which child, how it ended, its last words, where its log is
+  };
   struct Outcome {
     bool ok = false;
     bool interrupted = false;
-    // Why it is not ok, one line: which child, how it ended, its last words, where its log is.
-    std::string reason;
+    // Who ended badly, in the order in which it was seen. The first is not always the cause: a
+    // node that tells the scheduler of its trouble may end after those that are stopped for it.
+    std::vector<Failure> failures;
   };
 
   // Blocks the signals for this thread; the destructor unblocks them.
@@ -69,6 +76,7 @@ class Supervisor {
     pid_t pid = 0;
     std::optional<int> ended;  // waitpid's status
     bool stopped_by_us = false;
+    bool lingered = false;  // had to be stopped although all went well
   };
   Supervisor(Options options, int signal_fd) : options_(options), signal_fd_(signal_fd) {}
 
@@ -84,9 +92,14 @@ class Supervisor {
   const Options options_;
   const int signal_fd_;
   std::vector<Child> children_;
-  int failed_ = -1;  // index of the child whose failure came first
-  int signals_ = 0;  // interrupts received
+  std::vector<size_t> failed_;  // children that failed, in order
+  int signals_ = 0;             // interrupts received
 };
+
+// The failure that the others follow from: a kill first; then whom the leader's own account of the
+// end names; then who failed first, the leader last. Null if there is none.
+const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& failures,
+                                     const std::string& leaders_reason);
 
 }  // namespace parley
 

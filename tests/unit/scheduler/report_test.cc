@@ -294,7 +294,7 @@ TEST(TerminalReport, GradientLines) {
 TEST(TerminalReport, EndsWithTheResults) {
   FakeClock time;
   Screen screen;
-  TerminalReport report({.quiet = true, .run_dir = "runs/x"}, time.clock(), screen.write());
+  TerminalReport report({.run_dir = "runs/x"}, time.clock(), screen.write());
   report.OnFinish(Summary());
   EXPECT_EQ(screen.text,
             "done: test accuracy 0.9000, test loss 0.3600\n"
@@ -303,6 +303,8 @@ TEST(TerminalReport, EndsWithTheResults) {
             "  weights     sha256 abc123\n"
             "  run         runs/x\n");
   screen.text.clear();
+  report.OnEvent("refused a late node");  // the results stay last
+  report.OnProgress(Halfway());
   RunSummary failed;
   failed.reason = "worker 1 (host:42) is silent";
   report.OnFinish(failed);

@@ -101,8 +101,10 @@ class WorkerNode::Impl {
                         registration.train_samples(), registration.test_samples(),
                         registration.device()));
     waiting_for_ = "the scheduler's assignment";
+    // Longer than the scheduler's own patience: it is the one that knows who is missing.
+    const pb::Cluster& cluster = welcome_.experiment().cluster();
     link_.Ask(pb::REGISTER, registration.SerializeAsString(),
-              absl::Milliseconds(welcome_.experiment().cluster().start_timeout_ms()),
+              absl::Milliseconds(uint64_t{cluster.start_timeout_ms()} + cluster.node_timeout_ms()),
               "registration", [this](absl::StatusOr<Frame> answer) {
                 pb::Assignment assignment;
                 absl::Status status =

@@ -67,10 +67,12 @@ class Cluster {
         AddServer(server, shard);
     }
     for (uint32_t worker = 0; worker < cluster.workers(); ++worker) AddWorker(worker);
-    for (size_t i = 0; i < nodes_.size() && i < run_.slowness.size(); ++i) {
-      network_.SetSlow(nodes_[i]->id, run_.slowness[i]);
-      nodes_[i]->env->SetOffloadDelay(absl::Microseconds(100) * run_.slowness[i],
-                                      absl::Milliseconds(1) * run_.slowness[i]);
+    for (size_t i = 0; i < nodes_.size(); ++i) {
+      const double network = i < run_.slowness.size() ? run_.slowness[i] : 1;
+      const double compute = i < run_.compute_slowness.size() ? run_.compute_slowness[i] : network;
+      network_.SetSlow(nodes_[i]->id, network);
+      nodes_[i]->env->SetOffloadDelay(absl::Microseconds(100) * compute,
+                                      absl::Milliseconds(1) * compute);
     }
     ScheduleFaults();
     const bool ended = world_.RunUntil([this] { return AllEnded(); }, run_.limit);

@@ -27,6 +27,8 @@ struct SimRun {
   // Nodes whose frames and computing take that many times as long, by index over servers, then
   // workers.
   std::vector<double> slowness;
+  // The same for computing alone.
+  std::vector<double> compute_slowness;
   // Kill this node (index over servers, then workers; -1: nobody, -2: the scheduler) at this time.
   int kill = -1;
   absl::Duration kill_at;

@@ -4,11 +4,17 @@
 //   parley-sim --seed 42 --verbose         one, with what every node says
 //   parley-sim --seeds 2000 --expect-caught    for mutants: succeeds once a seed fails, fails if
 //   none does
+//   parley-sim --experiment FILE [--set a.b=c]    that experiment without faults; prints
+//   "weights_sha256 <hash>", which real processes must arrive at, too
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
+#include "absl/status/statusor.h"
+#include "ps/config/experiment.h"
+#include "tests/sim/cluster.h"
 #include "tests/sim/scenario.h"
 
 namespace {
@@ -16,6 +22,8 @@ namespace {
 struct Args {
   uint64_t first = 1, seeds = 500;
   bool verbose = false, expect_caught = false, bad = false;
+  std::string experiment;  // a file; empty: seeds
+  std::vector<std::string> overrides;
 };
 
 Args Parse(int argc, char** argv) {
@@ -38,11 +46,37 @@ Args Parse(int argc, char** argv) {
       args.verbose = true;
     } else if (!std::strcmp(argv[i], "--expect-caught")) {
       args.expect_caught = true;
+    } else if (!std::strcmp(argv[i], "--experiment") && i + 1 < argc) {
+      args.experiment = argv[++i];
+    } else if (!std::strcmp(argv[i], "--set") && i + 1 < argc) {
+      args.overrides.push_back(argv[++i]);
     } else {
       args.bad = true;
     }
   }
   return args;
+}
+
+// The run that all others are compared with: nothing is lost, late or slow.
+int RunExperiment(const Args& args) {
+  absl::StatusOr<parley::pb::Experiment> experiment =
+      parley::LoadExperiment(args.experiment, args.overrides);
+  if (!experiment.ok()) {
+    std::fprintf(stderr, "parley-sim: %s\n", std::string(experiment.status().message()).c_str());
+    return 2;
+  }
+  parley::SimRun run;
+  run.experiment = *std::move(experiment);
+  run.verbose = args.verbose;
+  const parley::SimOutcome outcome = parley::RunCluster(run);
+  for (const std::string& line : outcome.violations) std::printf("violation: %s\n", line.c_str());
+  if (!outcome.ended || !outcome.scheduler.ok()) {
+    std::fprintf(stderr, "parley-sim: the job failed: %s\n",
+                 std::string(outcome.scheduler.message()).c_str());
+    return 1;
+  }
+  std::printf("weights_sha256 %s\n", outcome.summary.weights_sha256.c_str());
+  return outcome.violations.empty() ? 0 : 1;
 }
 
 }  // namespace
@@ -52,9 +86,11 @@ int main(int argc, char** argv) {
   if (args.bad) {
     std::fprintf(
         stderr,
-        "usage: parley-sim [--seeds N] [--first S] [--seed S] [--verbose] [--expect-caught]\n");
+        "usage: parley-sim [--seeds N] [--first S] [--seed S] [--verbose] [--expect-caught]\n"
+        "       parley-sim --experiment FILE [--set A.B=C] [--verbose]\n");
     return 2;
   }
+  if (!args.experiment.empty()) return RunExperiment(args);
   uint64_t failed = 0;
   for (uint64_t seed = args.first; seed < args.first + args.seeds; ++seed) {
     const auto wrong = parley::CheckSeed(seed, args.verbose);

@@ -74,16 +74,24 @@ class ZmqRig : public TransportRig {
   }
 
   bool WaitFor(std::function<bool()> pred) override {
-    std::unique_lock lock(mu_);
-    // Not everything that a test waits for is a frame: look every few milliseconds as well.
-    for (int i = 0; i < 4000; ++i) {
+    // Without the lock, since `pred` may ask a node's loop, which takes it for every frame.
+    for (int i = 0; i < 10000; ++i) {
       if (pred()) return true;
-      arrived_.wait_for(lock, std::chrono::milliseconds(5));
+      // Not everything that a test waits for is a frame: look every few milliseconds as well.
+      std::unique_lock lock(mu_);
+      arrived_.wait_for(lock, std::chrono::milliseconds(2));
     }
     return false;
   }
 
-  const std::vector<ReceivedFrame>& Received(NodeId id) override { return received_[id]; }
+  std::vector<ReceivedFrame> Received(NodeId id) override {
+    std::lock_guard lock(mu_);
+    return received_[id];
+  }
+  size_t ReceivedCount(NodeId id) override {
+    std::lock_guard lock(mu_);
+    return received_[id].size();
+  }
 
  private:
   struct Live {
@@ -124,7 +132,8 @@ class SimRig : public TransportRig {
   bool WaitFor(std::function<bool()> pred) override {
     return world_.RunUntil(pred, absl::Seconds(20));
   }
-  const std::vector<ReceivedFrame>& Received(NodeId id) override { return received_[id]; }
+  std::vector<ReceivedFrame> Received(NodeId id) override { return received_[id]; }
+  size_t ReceivedCount(NodeId id) override { return received_[id].size(); }
 
  private:
   struct Live {
@@ -174,7 +183,7 @@ TransportCounters TransportRig::Counters(NodeId id) {
 }
 
 bool TransportRig::WaitForFrames(NodeId id, size_t count) {
-  return WaitFor([&] { return Received(id).size() >= count; });
+  return WaitFor([&] { return ReceivedCount(id) >= count; });
 }
 
 std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind) {

@@ -39,11 +39,11 @@ class TransportRig {
   virtual void End(NodeId id) = 0;
   // Runs `task` on the node's loop and returns when it is done.
   virtual void Do(NodeId id, std::function<void(Transport&)> task) = 0;
-  // Lets time pass until `pred` holds; false after a long while. `pred` sees a standing world.
+  // Lets time pass until `pred` holds, which is asked again and again; false after a long while.
   virtual bool WaitFor(std::function<bool()> pred) = 0;
-  // Frames that reached the node of this id, in order of arrival. Only inside `pred` of WaitFor, or
-  // when nothing is under way.
-  virtual const std::vector<ReceivedFrame>& Received(NodeId id) = 0;
+  // Copies of the frames that reached the node of this id, in order of arrival, and their number.
+  virtual std::vector<ReceivedFrame> Received(NodeId id) = 0;
+  virtual size_t ReceivedCount(NodeId id) = 0;
 
   absl::Status Connect(NodeId id, NodeId peer, const std::string& endpoint);
   absl::Status Send(NodeId id, NodeId to, Frame frame);

@@ -19,6 +19,7 @@ using CommandArgs = std::vector<std::string>;
 int RunCommand(const CommandArgs& args);       // parley run FILE: starts everything on this machine
 int TrainCommand(const CommandArgs& args);     // parley train --local FILE: in this process
 int ValidateCommand(const CommandArgs& args);  // parley validate FILE
+int ExplainCommand(const CommandArgs& args);   // parley explain FILE: what will run where
 int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
 
 // Shared by the commands. Parses; an exit code means that the command is over (help or an error was

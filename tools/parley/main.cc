@@ -31,6 +31,7 @@ constexpr Command kCommands[] = {
     {"run", "FILE", "train an experiment, all processes on this machine", RunCommand},
     {"train", "--local FILE", "train in this process, with no servers", TrainCommand},
     {"validate", "FILE", "check an experiment and print every error in it", ValidateCommand},
+    {"explain", "FILE", "say what will run where, and how many bytes a step takes", ExplainCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},
     {"version", "", "print the version", VersionCommand},

@@ -91,7 +91,7 @@ def check_includes(path, text):
         line = text.count("\n", 0, match.start()) + 1
         quote, target = match.groups()
         if quote == "<":
-            if target in THREAD_HEADERS and path not in THREAD_FILES and not path.startswith("tests/"):
+            if target in THREAD_HEADERS and path not in THREAD_FILES and not path.startswith(("tests/", "benchmarks/")):
                 yield line, f"<{target}> in a file that is not listed as owning threads"
             continue
         other = folder_of(target)

@@ -28,7 +28,10 @@ absl::StatusOr<pb::Assignment> MakeAssignment(const pb::Register& tables,
   }
   assignment.set_workers(workers.size());
   assignment.set_data_parts(workers.size());
-  for (const Member* worker : workers) assignment.add_worker_incarnation(worker->incarnation);
+  for (const Member* worker : workers) {
+    assignment.add_worker_incarnation(worker->incarnation);
+    assignment.add_worker_node(Value(worker->node));
+  }
   return assignment;
 }
 

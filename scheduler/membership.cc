@@ -38,7 +38,7 @@ absl::StatusOr<Member*> Membership::Admit(NodeId node, const pb::Hello& hello, a
   member.endpoint = hello.endpoint();
   member.last_heard = now;
   if (hello.role() == pb::SERVER) return AdmitServer(node, hello, std::move(member));
-  if (hello.role() == pb::WORKER) return AdmitWorker(node, std::move(member));
+  if (hello.role() == pb::WORKER) return AdmitWorker(node, hello, std::move(member));
   return absl::InvalidArgumentError(absl::StrFormat(
       "role %s cannot join, allowed are SERVER and WORKER", pb::Role_Name(hello.role())));
 }
@@ -56,10 +56,12 @@ absl::StatusOr<Member*> Membership::AdmitServer(NodeId node, const pb::Hello& he
   member.shard = hello.shard();
   auto known = process_rank_.find(hello.process());
   if (known == process_rank_.end()) {
-    if (process_rank_.size() >= servers_wanted_) {
+    const uint32_t rank = PickRank(hello, server_ranks_, servers_wanted_);
+    if (rank >= servers_wanted_) {
       if (absl::Status status = CheckSpares(pb::SERVER); !status.ok()) return status;
     }
-    known = process_rank_.emplace(hello.process(), process_rank_.size()).first;
+    server_ranks_.insert(rank);
+    known = process_rank_.emplace(hello.process(), rank).first;
   }
   member.rank = known->second;
   member.spare = member.rank >= servers_wanted_;
@@ -72,11 +74,24 @@ absl::StatusOr<Member*> Membership::AdmitServer(NodeId node, const pb::Hello& he
   return &(members_[node] = std::move(member));
 }
 
-absl::StatusOr<Member*> Membership::AdmitWorker(NodeId node, Member member) {
-  if (next_worker_ >= workers_wanted_) {
+uint32_t Membership::PickRank(const pb::Hello& hello, const std::set<uint32_t>& taken,
+                              uint32_t places) {
+  if (hello.has_wanted_rank() && hello.wanted_rank() < places &&
+      !taken.contains(hello.wanted_rank())) {
+    return hello.wanted_rank();
+  }
+  uint32_t rank = 0;
+  while (taken.contains(rank)) ++rank;
+  return rank;
+}
+
+absl::StatusOr<Member*> Membership::AdmitWorker(NodeId node, const pb::Hello& hello,
+                                                Member member) {
+  member.rank = PickRank(hello, worker_ranks_, workers_wanted_);
+  if (member.rank >= workers_wanted_) {
     if (absl::Status status = CheckSpares(pb::WORKER); !status.ok()) return status;
   }
-  member.rank = next_worker_++;
+  worker_ranks_.insert(member.rank);
   member.spare = member.rank >= workers_wanted_;
   return &(members_[node] = std::move(member));
 }
@@ -86,7 +101,7 @@ absl::Status Membership::CheckSpares(pb::Role role) const {
     return entry.second.spare && entry.second.role == role;
   });
   if (spares < kMaxSpares) return absl::OkStatus();
-  return absl::ResourceExhaustedError(
+  return absl::FailedPreconditionError(
       absl::StrFormat("job '%s' has all its %d %ss and %d spares waiting; no more are admitted",
                       job_, role == pb::SERVER ? servers_wanted_ : workers_wanted_,
                       role == pb::SERVER ? "server" : "worker", spares));
@@ -129,7 +144,29 @@ bool Membership::servers_complete() const {
   return count == size_t{servers_wanted_} * shards_;
 }
 
-bool Membership::workers_complete() const { return next_worker_ >= workers_wanted_; }
+bool Membership::workers_complete() const {
+  return std::count_if(worker_ranks_.begin(), worker_ranks_.end(),
+                       [&](uint32_t rank) { return rank < workers_wanted_; }) == workers_wanted_;
+}
+
+void Membership::RemoveSpare(NodeId node) {
+  auto found = members_.find(node);
+  if (found == members_.end() || !found->second.spare) return;
+  const Member& spare = found->second;
+  if (spare.role == pb::WORKER) {
+    worker_ranks_.erase(spare.rank);
+  } else {
+    // The other shards of its process keep the rank until they are silent, too.
+    const bool last = std::count_if(members_.begin(), members_.end(), [&](const auto& entry) {
+                        return entry.second.role == pb::SERVER && entry.second.rank == spare.rank;
+                      }) == 1;
+    if (last) {
+      server_ranks_.erase(spare.rank);
+      std::erase_if(process_rank_, [&](const auto& entry) { return entry.second == spare.rank; });
+    }
+  }
+  members_.erase(found);
+}
 
 std::string Membership::Missing() const {
   std::vector<uint32_t> shards_of(servers_wanted_, 0);
@@ -144,7 +181,8 @@ std::string Membership::Missing() const {
       absl::StrAppend(&missing, " (", shards_of[rank], " of ", shards_, " shards)");
     }
   }
-  for (uint32_t rank = next_worker_; rank < workers_wanted_; ++rank) {
+  for (uint32_t rank = 0; rank < workers_wanted_; ++rank) {
+    if (worker_ranks_.contains(rank)) continue;
     absl::StrAppend(&missing, missing.empty() ? "" : ", ", "worker ", rank);
   }
   return missing;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -41,11 +42,13 @@ class Membership {
 
   // Admits a node, or finds it admitted already (HELLO may come twice). The errors are the reason
   // of the refusal: kFailedPrecondition: another job. kInvalidArgument: no role, no endpoint, a
-  // shard index beyond shards_per_server or taken. kResourceExhausted: too many spares.
+  // shard index beyond shards_per_server or taken. kFailedPrecondition: too many spares, too.
   absl::StatusOr<Member*> Admit(NodeId node, const pb::Hello& hello, absl::Duration now);
 
   Member* Find(NodeId node);
   void Heard(NodeId node, absl::Duration now);
+  // Forgets a spare, whose place another may take.
+  void RemoveSpare(NodeId node);
 
   // All that the experiment asks for, ordered by rank and shard; fewer while some are missing.
   std::vector<Member*> servers();
@@ -62,14 +65,18 @@ class Membership {
 
  private:
   absl::StatusOr<Member*> AdmitServer(NodeId node, const pb::Hello& hello, Member member);
-  absl::StatusOr<Member*> AdmitWorker(NodeId node, Member member);
+  absl::StatusOr<Member*> AdmitWorker(NodeId node, const pb::Hello& hello, Member member);
+  // The rank to give: the one that is asked for, if it is one of `places` and free, else the lowest
+  // free one.
+  static uint32_t PickRank(const pb::Hello& hello, const std::set<uint32_t>& taken,
+                           uint32_t places);
   absl::Status CheckSpares(pb::Role role) const;
 
   const std::string job_;
   const uint32_t servers_wanted_, shards_, workers_wanted_;
   std::map<NodeId, Member> members_;
-  std::map<uint64_t, uint32_t> process_rank_;  // of server processes
-  uint32_t next_worker_ = 0;
+  std::map<uint64_t, uint32_t> process_rank_;       // of server processes
+  std::set<uint32_t> server_ranks_, worker_ranks_;  // taken
 };
 
 }  // namespace parley

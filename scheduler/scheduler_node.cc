@@ -31,8 +31,8 @@ constexpr absl::Duration kLinger = absl::Milliseconds(200);
 //   kGathering  nodes join; workers say which tables they need
 //   kAssigning  every server is told its partitions
 //   kTraining   workers train, until all have finished
-//   kStopping   servers, then everybody else, are told to stop; what they answer completes the
-//   summary
+//   kCounting   servers say what they have counted
+//   kStopping   everybody is told to stop
 class SchedulerNode::Impl {
  public:
   Impl(Env* env, Transport* transport, Options options, RunObserver* observer,
@@ -93,8 +93,10 @@ class SchedulerNode::Impl {
     const bool is_new = members_.Find(from) == nullptr;
     Member* member = nullptr;
     if (status.ok() && phase_ == Phase::kStopping) {
+      // Who comes late to a failure is told of it, not left to look for it elsewhere.
       status = absl::FailedPreconditionError(
-          absl::StrFormat("job '%s' is ending; start the node for another job", options_.job));
+          absl::StrFormat("job '%s' is ending (%s); start the node for another job", options_.job,
+                          result_.ok() ? "it is done" : std::string(result_.message())));
     }
     if (status.ok()) {
       absl::StatusOr<Member*> admitted = members_.Admit(from, hello, env_->Now());
@@ -131,6 +133,12 @@ class SchedulerNode::Impl {
     }
     if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
+      return;
+    }
+    if (phase_ == Phase::kStopping) {
+      rpc_.ReplyError(
+          from, request.header,
+          absl::FailedPreconditionError(absl::StrFormat("job '%s' is ending", options_.job)));
       return;
     }
     if (phase_ >= Phase::kTraining) {  // its answer was lost
@@ -254,8 +262,11 @@ class SchedulerNode::Impl {
     pb::Report report;
     absl::Status status = ParseBody(request, &report);
     Member* member = members_.Find(from);
-    if (status.ok() && member->role != pb::WORKER) {
-      status = absl::InvalidArgumentError("only workers report");
+    if (status.ok() && (member->role != pb::WORKER || member->spare ||
+                        report.data_epoch() >= options_.experiment.training().epochs())) {
+      status = absl::InvalidArgumentError(absl::StrFormat(
+          "%s reports epoch %d; allowed are workers with a place and epochs below %d",
+          member->Describe(true), report.data_epoch(), options_.experiment.training().epochs()));
     }
     if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
@@ -272,8 +283,8 @@ class SchedulerNode::Impl {
     pb::Finished finished;
     absl::Status status = ParseBody(request, &finished);
     Member* member = members_.Find(from);
-    if (status.ok() && member->role != pb::WORKER) {
-      status = absl::InvalidArgumentError("only workers finish");
+    if (status.ok() && (member->role != pb::WORKER || member->spare)) {
+      status = absl::InvalidArgumentError("only workers with a place finish");
     }
     if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
@@ -300,11 +311,13 @@ class SchedulerNode::Impl {
       if (silent->spare) {
         // Nobody depends on it; it may come again under another name.
         observer_->OnEvent(silent->Describe(true) + " is silent; it is not waited for any more");
-        silent->last_heard = absl::InfiniteDuration();
+        members_.RemoveSpare(silent->node);
       } else {
+        const absl::Duration silence = now - silent->last_heard;
+        silent->last_heard = absl::InfiniteDuration();
         StopAll(absl::UnavailableError(
             absl::StrFormat("%s is dead: no heartbeat for %.1f s (node_timeout_ms is %d) %s",
-                            silent->Describe(true), absl::ToDoubleSeconds(now - silent->last_heard),
+                            silent->Describe(true), absl::ToDoubleSeconds(silence),
                             cluster().node_timeout_ms(), Where())));
         return;
       }
@@ -325,7 +338,13 @@ class SchedulerNode::Impl {
     if (phase_ != Phase::kTraining) return absl::StrCat("before training; ", Awaited());
     const RunProgress progress = MakeProgress();
     std::string text = absl::StrFormat("in epoch %d at step %d", progress.epoch + 1, progress.step);
-    if (!progress.waiting_for.empty()) absl::StrAppend(&text, "; ", progress.waiting_for);
+    for (Member* worker : members_.workers()) {
+      // What a dead one last said is no news.
+      const bool living = worker->last_heard != absl::InfiniteDuration();
+      if (!living || worker->heartbeat.waiting_for().empty()) continue;
+      return absl::StrCat(text, "; worker ", worker->rank, " waits for ",
+                          worker->heartbeat.waiting_for());
+    }
     return text;
   }
 
@@ -378,13 +397,17 @@ class SchedulerNode::Impl {
     const absl::Duration deadline =
         status.ok() ? absl::Milliseconds(cluster().node_timeout_ms()) : kStopDeadline;
     for (Member* member : members_.all()) {
-      if (member->last_heard == absl::InfiniteDuration()) continue;  // known to be gone
       pb::Stop stop;
       stop.set_ok(status.ok());
       stop.set_reason(std::string(status.message()));
       Frame frame;
       frame.header.set_kind(pb::STOP);
       frame.header.set_body(stop.SerializeAsString());
+      if (member->last_heard == absl::InfiniteDuration()) {
+        // Gone, as far as is known: not waited for. If it only stood still, it learns why it ends.
+        rpc_.Tell(member->node, std::move(frame));
+        continue;
+      }
       CallOptions call{.deadline = deadline,
                        .attempt = absl::Milliseconds(150),
                        .max_attempt = absl::Milliseconds(600),

@@ -1,6 +1,7 @@
 // parley-worker: one worker process.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "ps/config/flags.h"
@@ -17,6 +18,7 @@ constexpr char kProgram[] = "parley-worker";
 struct Flags {
   std::string scheduler, job, log;
   uint32_t join_timeout = 60;
+  std::optional<uint32_t> rank;
 };
 
 absl::Status AddWorker(NodeProcess& process, const Flags& flags) {
@@ -35,6 +37,7 @@ absl::Status AddWorker(NodeProcess& process, const Flags& flags) {
         options.scheduler = flags.scheduler;
         options.job = flags.job;
         options.node_name = HostAndPid();
+        options.wanted_rank = flags.rank;
         options.join_timeout = absl::Seconds(flags.join_timeout);
         options.log = seat.log;
         return NodeProcess::Hold(
@@ -49,6 +52,7 @@ int Main(int argc, char** argv) {
                "where the scheduler listens, tcp://host:port")
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
+      .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
     NodeProcess::Complain(kProgram, status);

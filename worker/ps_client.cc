@@ -106,7 +106,8 @@ std::vector<std::vector<uint32_t>> PsClient::Group(const std::vector<uint32_t>& 
   for (uint32_t partition : partitions) {
     const uint64_t size = layout_.partition(partition).size() * sizeof(float);
     size_t& group = open[owner_[partition]];
-    if (group == kNone || bytes[group] + size > options_.max_request_bytes) {
+    if (group == kNone || bytes[group] + size > options_.max_request_bytes ||
+        groups[group].size() >= kMaxParts) {
       group = groups.size();
       groups.emplace_back();
       bytes.push_back(0);
@@ -370,7 +371,8 @@ void PsClient::Leave(uint64_t after_tick, absl::AnyInvocable<void()> done) {
 std::string PsClient::WaitingFor() const {
   if (in_flight_.empty()) return "";
   const InFlight& oldest = in_flight_.front();
-  return Describe(shards_[oldest.shard], *oldest.message);
+  const std::string reason = rpc_->ParkedFor(oldest.call);
+  return reason.empty() ? Describe(shards_[oldest.shard], *oldest.message) : reason;
 }
 
 std::string PsClient::Describe(const Shard& shard, const Message& message) const {

@@ -36,6 +36,8 @@ namespace parley {
 
 class PsClient {
  public:
+  // Partitions named in one message; well below what a transport takes.
+  static constexpr size_t kMaxParts = 4096;
   static constexpr uint64_t kMaxUnacknowledged = 512;
   // Messages of a kind (push, pull) on their way to one shard; the rest waits its turn. Enough to
   // keep a link busy, few enough not to fill the transport's queue.

@@ -51,6 +51,7 @@ class WorkerNode::Impl {
     options.hello.set_role(pb::WORKER);
     options.hello.set_job(options_.job);
     options.hello.set_node_name(options_.node_name);
+    if (options_.wanted_rank) options.hello.set_wanted_rank(*options_.wanted_rank);
     return options;
   }
 
@@ -171,11 +172,11 @@ class WorkerNode::Impl {
 
   void SendReport(pb::Report report) {
     Log(absl::StrFormat("epoch %d: %d samples in %.2f s (computing %.2f s, waiting %.2f s)",
-                        report.data_epoch(), report.train_samples(), report.train_seconds(),
+                        report.data_epoch() + 1, report.train_samples(), report.train_seconds(),
                         report.compute_seconds(), report.wait_seconds()));
     ++reports_open_;
     link_.Ask(pb::REPORT, report.SerializeAsString(), AskTimeout(),
-              absl::StrFormat("report of epoch %d", report.data_epoch()),
+              absl::StrFormat("report of epoch %d", report.data_epoch() + 1),
               [this](absl::StatusOr<Frame> answer) {
                 if (!answer.ok()) {
                   Fail(answer.status());

@@ -8,6 +8,7 @@
 #define PARLEY_WORKER_WORKER_NODE_H_
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/functional/any_invocable.h"
@@ -21,9 +22,10 @@ namespace parley {
 class WorkerNode {
  public:
   struct Options {
-    std::string scheduler;  // endpoint
-    std::string job;        // empty: whatever runs there
-    std::string node_name;  // for people: "host:pid"
+    std::string scheduler;                // endpoint
+    std::string job;                      // empty: whatever runs there
+    std::string node_name;                // for people: "host:pid"
+    std::optional<uint32_t> wanted_rank;  // given if it is free
     absl::Duration join_timeout = absl::Seconds(60);
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };

@@ -53,12 +53,13 @@ FlagSet& FlagSet::Repeated(const std::string& name, std::vector<std::string>* ta
   return Add(std::move(flag));
 }
 
-FlagSet& FlagSet::AddNumber(Flag flag, uint32_t* target, uint32_t min, uint32_t max) {
+FlagSet& FlagSet::AddNumber(Flag flag, uint32_t min, uint32_t max,
+                            std::function<void(uint32_t)> store) {
   flag.allowed = absl::StrCat("a whole number in ", min, "..", max);
-  flag.set = [target, min, max](const std::string& text) {
+  flag.set = [store = std::move(store), min, max](const std::string& text) {
     uint32_t value;
     if (!absl::SimpleAtoi(text, &value) || value < min || value > max) return false;
-    *target = value;
+    store(value);
     return true;
   };
   return Add(std::move(flag));
@@ -66,12 +67,20 @@ FlagSet& FlagSet::AddNumber(Flag flag, uint32_t* target, uint32_t min, uint32_t 
 
 FlagSet& FlagSet::Number(const std::string& name, uint32_t* target, uint32_t min, uint32_t max,
                          const std::string& help) {
-  return AddNumber(Flag{name, "N", help, absl::StrCat(*target)}, target, min, max);
+  return AddNumber(Flag{name, "N", help, absl::StrCat(*target)}, min, max,
+                   [target](uint32_t value) { *target = value; });
 }
 
 FlagSet& FlagSet::OptionalNumber(const std::string& name, uint32_t* target, uint32_t min,
                                  uint32_t max, const std::string& help) {
-  return AddNumber(Flag{name, "N", help, ""}, target, min, max);
+  return AddNumber(Flag{name, "N", help, ""}, min, max,
+                   [target](uint32_t value) { *target = value; });
+}
+
+FlagSet& FlagSet::MaybeNumber(const std::string& name, std::optional<uint32_t>* target,
+                              uint32_t min, uint32_t max, const std::string& help) {
+  return AddNumber(Flag{name, "N", help, ""}, min, max,
+                   [target](uint32_t value) { *target = value; });
 }
 
 FlagSet& FlagSet::Choice(const std::string& name, std::string* target,

@@ -18,6 +18,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,9 @@ class FlagSet {
   // A number that may stay unset: 0 then, which is shown as no default.
   FlagSet& OptionalNumber(const std::string& name, uint32_t* target, uint32_t min, uint32_t max,
                           const std::string& help);
+  // A number for which there is no default, not even 0.
+  FlagSet& MaybeNumber(const std::string& name, std::optional<uint32_t>* target, uint32_t min,
+                       uint32_t max, const std::string& help);
   FlagSet& Choice(const std::string& name, std::string* target,
                   const std::vector<std::string>& choices, const std::string& help);
   // "--quiet" or "--quiet=true|false".
@@ -70,7 +74,7 @@ class FlagSet {
     std::string* target;
   };
   FlagSet& Add(Flag flag);
-  FlagSet& AddNumber(Flag flag, uint32_t* target, uint32_t min, uint32_t max);
+  FlagSet& AddNumber(Flag flag, uint32_t min, uint32_t max, std::function<void(uint32_t)> store);
   Flag* Find(const std::string& name);
   absl::Status UnknownFlag(const std::string& name) const;
   absl::Status ParseFlag(const std::vector<std::string>& args, size_t* index);

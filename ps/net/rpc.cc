@@ -130,11 +130,13 @@ void Rpc::OnDeadline(uint64_t id) {
   call.deadline_timer = kNoTimer;
   ++counters_.deadline_exceeded;
   std::string message = absl::StrFormat(
-      "%s: node %s did not answer within %s (%d tries)",
-      call.options.what.empty() ? pb::Kind_Name(call.request.header.kind()) : call.options.what,
-      ToString(call.to), absl::FormatDuration(call.options.deadline), call.tries);
+      "%s: it did not answer within %s (%d tries)",
+      call.options.what.empty()
+          ? absl::StrCat(pb::Kind_Name(call.request.header.kind()), " to node ", ToString(call.to))
+          : call.options.what,
+      absl::FormatDuration(call.options.deadline), call.tries);
   if (!call.waiting_for.empty()) {
-    absl::StrAppend(&message, "; it waits for ", call.waiting_for);
+    absl::StrAppend(&message, "; it is held there, waiting for ", call.waiting_for);
   }
   if (!call.trouble.ok()) absl::StrAppend(&message, "; last error: ", call.trouble.ToString());
   Finish(id, absl::DeadlineExceededError(message));
@@ -171,12 +173,25 @@ void Rpc::SetAdmission(absl::AnyInvocable<absl::Status(NodeId, const pb::FrameHe
   admission_ = std::move(admission);
 }
 
+std::string Rpc::ParkedFor(CallId id) const {
+  auto found = calls_.find(static_cast<uint64_t>(id));
+  return found == calls_.end() ? "" : found->second->waiting_for;
+}
+
 void Rpc::Reply(NodeId to, const pb::FrameHeader& request, Frame answer) {
   if (request.request_id() == 0) return;  // one-way: nobody waits
   if (answer.header.kind() != pb::PARKED) answer.header.set_kind(pb::REPLY);
   Stamp(request.request_id(), &answer.header);
-  // A lost answer is as good as a lost request: the asker asks again.
-  transport_->Send(to, std::move(answer)).IgnoreError();
+  // A lost answer is as good as a lost request: the asker asks again. One that can never be sent is
+  // an error to tell.
+  absl::Status sent = transport_->Send(to, std::move(answer));
+  if (!absl::IsInvalidArgument(sent)) return;
+  Frame error;
+  error.header.set_kind(pb::REPLY);
+  error.header.set_status_code(static_cast<uint32_t>(absl::StatusCode::kInternal));
+  error.header.set_status_message(absl::StrCat("the answer cannot be sent: ", sent.message()));
+  Stamp(request.request_id(), &error.header);
+  transport_->Send(to, std::move(error)).IgnoreError();
 }
 
 void Rpc::ReplyError(NodeId to, const pb::FrameHeader& request, const absl::Status& status) {

@@ -64,6 +64,9 @@ class Rpc {
   // The callback will not run. Unknown ids are ignored.
   void Cancel(CallId id);
 
+  // What the answerer last said this call is parked for; empty if it has not.
+  std::string ParkedFor(CallId id) const;
+
   // One-way, unreliable: heartbeats and last words.
   void Tell(NodeId to, Frame frame);
 

@@ -63,7 +63,12 @@ void SchedulerLink::OnHelloAnswer(absl::StatusOr<Frame> answer) {
     if (!parsed.ok()) answer = parsed;
   }
   if (!answer.ok()) {
-    End(answer.status(), absl::ZeroDuration());
+    absl::Status status = answer.status();
+    if (absl::IsDeadlineExceeded(status)) {
+      status = absl::DeadlineExceededError(absl::StrCat(
+          status.message(), "; is it running there? --join-timeout is how long to look for it"));
+    }
+    End(std::move(status), absl::ZeroDuration());
     return;
   }
   rpc_->SetIdentity(welcome_.job_id(), welcome_.incarnation(), welcome_.rank());

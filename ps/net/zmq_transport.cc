@@ -300,8 +300,7 @@ bool ZmqTransport::Drain() {
   bool worked = false;
   draining_.swap(touched_);  // receivers touch sockets by answering
   for (std::shared_ptr<Channel>& channel : draining_) {
-    channel->touched = false;
-    worked |= DrainChannel(channel.get());
+    if (std::exchange(channel->touched, false)) worked |= DrainChannel(channel.get());
   }
   draining_.clear();
   return worked;
@@ -311,7 +310,11 @@ bool ZmqTransport::DrainChannel(Channel* channel) {
   for (int i = 0; i < kFramesPerTurn; ++i) {
     Incoming in;
     // The receiver may have disconnected this very peer.
-    if (!channel->socket.is_open() || !ReceiveMessage(channel, &in)) return i > 0;
+    if (!channel->socket.is_open()) return true;
+    if (!ReceiveMessage(channel, &in)) {
+      channel->touched = false;  // nothing can have been swallowed before this look
+      return i > 0;
+    }
     Dispatch(channel, &in);
   }
   Touch(channel);
@@ -346,7 +349,8 @@ void ZmqTransport::Dispatch(Channel* channel, Incoming* in) {
   NodeId from = channel->peer;
   if (channel->router) {
     const std::optional<NodeId> id = ParseRoutingId(in->routing_id.view());
-    if (!id || *id == kNoNode || *id == self()) {
+    // The scheduler is connected to, never heard from here: whoever says so is a stranger.
+    if (!id || *id == kNoNode || *id == self() || *id == kSchedulerNode) {
       return Refuse(
           absl::StrFormat("the sender calls itself \"%s\", which is no node's routing id",
                           absl::CHexEscape(std::string(in->routing_id.view().substr(0, 32)))));

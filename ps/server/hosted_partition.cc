@@ -29,6 +29,11 @@ absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb:
   absl::Status status = guard_.Check(header.rank(), header.incarnation(), part.sequence(),
                                      part.acked_below(), &verdict);
   if (!status.ok() || verdict == ReplayGuard::Verdict::kDuplicate) return status;
+  if (absl::StatusOr<Aggregator::Verdict> added =
+          aggregator_->Check(header.tick(), header.rank(), header.weight());
+      !added.ok()) {
+    return added.status();
+  }
   // Also keeps a peer from piling up gradients for ticks that nobody will close.
   const uint64_t open = policy_.clock(header.rank());
   if (header.tick() >= open + Aggregator::kMaxAhead) {
@@ -154,16 +159,21 @@ bool HostedPartition::MayRead(uint64_t tick) const {
 }
 
 std::string HostedPartition::WaitsFor(uint64_t tick) const {
-  if (tick != kAfterAllLeft) {
-    return absl::StrCat("partition ", setup_.index, " waits for ", policy_.WaitsFor(tick));
-  }
   std::string workers;
+  if (tick != kAfterAllLeft) {
+    // Clocks say what is closed, and an open step holds all of them back: ask who has not pushed
+    // it.
+    for (uint32_t worker : aggregator_->Missing()) {
+      absl::StrAppend(&workers, workers.empty() ? "" : ", ", "worker ", worker);
+    }
+    if (workers.empty()) return policy_.WaitsFor(tick);
+    return absl::StrCat(workers, " to push step ", policy_.min_clock());
+  }
   for (uint32_t worker = 0; worker < policy_.workers(); ++worker) {
     if (policy_.live(worker))
       absl::StrAppend(&workers, workers.empty() ? "" : ", ", "worker ", worker);
   }
-  return absl::StrCat("partition ", setup_.index, " waits for the end of ",
-                      workers.empty() ? "its last update" : workers);
+  return workers.empty() ? "the last update" : absl::StrCat(workers, " to finish");
 }
 
 Buffer HostedPartition::Read(uint32_t worker, uint64_t tick, pb::Part* part) {

@@ -73,6 +73,7 @@ class HostedPartition {
   void OnLeave(uint32_t worker, uint64_t after_tick);
 
   bool MayRead(uint64_t tick) const;
+  // What a reader of `tick` waits for: "worker 1 to push step 392".
   std::string WaitsFor(uint64_t tick) const;
   // The weights, and what they are: fills count, version and min_clock of `part`.
   Buffer Read(uint32_t worker, uint64_t tick, pb::Part* part);

@@ -2,6 +2,7 @@
 // --shards says.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <random>
 #include <string>
 
@@ -22,6 +23,7 @@ constexpr char kProgram[] = "parley-server";
 struct Flags {
   std::string scheduler, job, log, bind = "tcp://127.0.0.1:0";
   uint32_t shards = 1, join_timeout = 60;
+  std::optional<uint32_t> rank;
 };
 
 // Where shard `index` listens, from where the process was told to: ports and paths count up.
@@ -63,6 +65,7 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard, 
         options.node_name = flags.shards > 1 ? absl::StrCat(node_name, "/", shard) : node_name;
         options.process = process_id;
         options.shard = shard;
+        options.wanted_rank = flags.rank;
         options.join_timeout = absl::Seconds(flags.join_timeout);
         options.log = seat.log;
         return NodeProcess::Hold(
@@ -81,6 +84,7 @@ int Main(int argc, char** argv) {
             "and 0 for any free port, or ipc:///path; further shards count up from it")
       .Number("shards", &flags.shards, 1, 64, "event loops, each with its own partitions")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
+      .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
     NodeProcess::Complain(kProgram, status);

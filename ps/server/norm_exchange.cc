@@ -68,14 +68,15 @@ void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& 
     return;
   }
   for (const pb::Norm::Partial& partial : norm.partial()) {
-    if (partial.partition() >= setup_.partitions || !(partial.sum_of_squares() >= 0)) {
-      rpc_->ReplyError(from, request.header,
-                       absl::InvalidArgumentError(absl::StrFormat(
-                           "norm of partition %d is %g; allowed are partitions below %d and sums "
-                           "of squares that are numbers",
-                           partial.partition(), partial.sum_of_squares(), setup_.partitions)));
-      return;
-    }
+    const bool owned =
+        partial.partition() < setup_.owners.size() && setup_.owners[partial.partition()] == from;
+    if (owned && partial.sum_of_squares() >= 0) continue;
+    rpc_->ReplyError(from, request.header,
+                     absl::InvalidArgumentError(absl::StrFormat(
+                         "norm of partition %d is %g; allowed are the sender's own partitions and "
+                         "sums of squares that are numbers",
+                         partial.partition(), partial.sum_of_squares())));
+    return;
   }
   if (collecting_.size() >= kMaxOpen && !collecting_.contains(group)) {
     rpc_->ReplyError(from, request.header,
@@ -90,15 +91,16 @@ void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& 
       !collecting.waiting.emplace(std::pair(from, request.header.request_id()), request.header)
            .second;
   if (again) {
-    rpc_->ReplyParked(from, request.header,
-                      absl::StrFormat("%d of %d partitions for the norm of step %d",
-                                      collecting.partials.size(), setup_.partitions, group.tick));
+    rpc_->ReplyParked(
+        from, request.header,
+        absl::StrFormat("%d of %d partitions for the norm of step %d", collecting.partials.size(),
+                        setup_.owners.size(), group.tick));
   }
   Collect(group, collecting);
 }
 
 void NormExchange::Collect(NormGroup group, Collecting& collecting) {
-  if (collecting.partials.size() < setup_.partitions) return;
+  if (collecting.partials.size() < setup_.owners.size()) return;
   double total = 0;
   for (const auto& [partition, sum] : collecting.partials) total += sum;
   totals_[group] = total;

@@ -27,7 +27,7 @@ class NormExchange {
  public:
   struct Setup {
     uint32_t table = 0;
-    uint32_t partitions = 0;        // of the table
+    std::vector<NodeId> owners;     // of the table's partitions, by index
     uint32_t local_partitions = 0;  // of the table on this shard
     NodeId coordinator = kNoNode;   // owner of partition 0; may be this node
     std::string coordinator_name;   // for errors

@@ -71,6 +71,7 @@ class ServerNode::Impl {
     link.hello.set_endpoint(transport_->endpoint());
     link.hello.set_process(options_.process);
     link.hello.set_shard(options_.shard);
+    if (options_.wanted_rank) link.hello.set_wanted_rank(*options_.wanted_rank);
     return link;
   }
 
@@ -119,9 +120,12 @@ class ServerNode::Impl {
     const pb::PartitionMap& map = assignment.map();
     const std::vector<uint32_t> incarnations(assignment.worker_incarnation().begin(),
                                              assignment.worker_incarnation().end());
-    if (map.epoch() == 0 || incarnations.empty()) {
-      return absl::InvalidArgumentError("an assignment needs an epoch above 0 and workers");
+    if (map.epoch() == 0 || incarnations.empty() ||
+        assignment.worker_node_size() != assignment.worker_incarnation_size()) {
+      return absl::InvalidArgumentError(
+          "an assignment needs an epoch above 0, and workers with a node each");
     }
+    for (uint64_t node : assignment.worker_node()) worker_nodes_.push_back(NodeId{node});
     uint64_t bytes = 0, hosted = 0;
     for (const pb::TableSpec& spec : assignment.table()) {
       absl::StatusOr<DenseLayout> layout = DenseLayout::Create(spec);
@@ -162,7 +166,8 @@ class ServerNode::Impl {
     table.optimizer = *std::move(optimizer);
     NormExchange::Setup norms;
     norms.table = spec.id();
-    norms.partitions = layout.partitions();
+    for (uint32_t owner : table_map.owner())
+      norms.owners.push_back(NodeId{map.shard(owner).node()});
     norms.epoch = map.epoch();
     norms.deadline = absl::Milliseconds(experiment_.cluster().progress_timeout_ms());
     const pb::ShardAddress& coordinator = map.shard(table_map.owner(0));
@@ -193,11 +198,23 @@ class ServerNode::Impl {
     table.norms = std::make_unique<NormExchange>(
         &rpc_, transport_->self(), std::move(norms),
         [this, id = spec.id()](NormGroup group, double total) {
+          const absl::Duration start = env_->Now();
           for (auto& [index, partition] : tables_[id].partitions) partition->OnNorm(group, total);
+          apply_time_ += env_->Now() - start;
           ReleasePulls();
         },
         [this](const absl::Status& status) { link_.Fail(status); });
     return absl::OkStatus();
+  }
+
+  // A rank is a claim until it is held against the node that the scheduler gave it to.
+  absl::Status CheckWorker(NodeId from, const pb::FrameHeader& header) const {
+    if (epoch_ == 0) return absl::UnavailableError("this shard has no partitions yet");
+    if (header.rank() < worker_nodes_.size() && worker_nodes_[header.rank()] == from) {
+      return absl::OkStatus();
+    }
+    return absl::PermissionDeniedError(absl::StrFormat(
+        "node %s is not worker %d of %d", ToString(from), header.rank(), worker_nodes_.size()));
   }
 
   // The table of a request that was routed by the map that this shard holds.
@@ -233,7 +250,8 @@ class ServerNode::Impl {
   }
 
   void OnPush(NodeId from, Frame request) {
-    absl::Status status = TakePush(request);
+    absl::Status status = CheckWorker(from, request.header);
+    if (status.ok()) status = TakePush(request);
     if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
       return;
@@ -267,7 +285,8 @@ class ServerNode::Impl {
 
   void OnPull(NodeId from, const Frame& request) {
     absl::StatusOr<HostedTable*> table = Route(request.header);
-    absl::Status status = table.status();
+    absl::Status status = CheckWorker(from, request.header);
+    if (status.ok()) status = table.status();
     if (status.ok()) status = Find(**table, request.header).status();
     bool is_new = true;
     if (status.ok()) {
@@ -333,25 +352,19 @@ class ServerNode::Impl {
 
   void OnLeave(NodeId from, const Frame& request) {
     pb::Leave leave;
-    absl::Status status = ParseBody(request, &leave);
-    if (status.ok() && epoch_ == 0)
-      status = absl::UnavailableError("this shard has no partitions yet");
-    if (status.ok()) {
-      for (auto& [id, table] : tables_) {
-        for (auto& [index, partition] : table.partitions) {
-          if (request.header.rank() >= partition->workers()) {
-            status = absl::InvalidArgumentError(
-                absl::StrFormat("there is no worker %d", request.header.rank()));
-            break;
-          }
-          partition->OnLeave(request.header.rank(), leave.after_tick());
-        }
-      }
-    }
+    absl::Status status = CheckWorker(from, request.header);
+    if (status.ok()) status = ParseBody(request, &leave);
     if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
       return;
     }
+    const absl::Duration start = env_->Now();
+    for (auto& [id, table] : tables_) {
+      for (auto& [index, partition] : table.partitions) {
+        partition->OnLeave(request.header.rank(), leave.after_tick());
+      }
+    }
+    apply_time_ += env_->Now() - start;
     rpc_.Reply(from, request.header, Frame());
     ReleasePulls();
   }
@@ -402,7 +415,8 @@ class ServerNode::Impl {
   SchedulerLink link_;
   uint64_t job_ = 0;
   pb::Experiment experiment_;
-  uint64_t epoch_ = 0;  // 0: no partitions yet
+  uint64_t epoch_ = 0;                // 0: no partitions yet
+  std::vector<NodeId> worker_nodes_;  // by rank
   BufferPool pool_;
   PushCounters counters_;
   std::map<uint32_t, HostedTable> tables_;

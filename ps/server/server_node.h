@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/functional/any_invocable.h"
@@ -24,11 +25,12 @@ namespace parley {
 class ServerNode {
  public:
   struct Options {
-    std::string scheduler;  // endpoint
-    std::string job;        // empty: whatever runs there
-    std::string node_name;  // for people: "host:pid/shard"
-    uint64_t process = 0;   // equal for all shards of a process; not 0
-    uint32_t shard = 0;     // index within the process
+    std::string scheduler;                // endpoint
+    std::string job;                      // empty: whatever runs there
+    std::string node_name;                // for people: "host:pid/shard"
+    uint64_t process = 0;                 // equal for all shards of a process; not 0
+    uint32_t shard = 0;                   // index within the process
+    std::optional<uint32_t> wanted_rank;  // given if it is free
     absl::Duration join_timeout = absl::Seconds(60);
     ServerProbe* probe = nullptr;                      // outlives the node; may be null
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent

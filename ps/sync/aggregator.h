@@ -44,6 +44,9 @@ class Aggregator {
 
   static std::unique_ptr<Aggregator> Create(const pb::Consistency& consistency, uint32_t workers);
 
+  // Whether Add would take it; changes nothing. Errors and verdicts are Add's.
+  virtual absl::StatusOr<Verdict> Check(uint64_t tick, uint32_t worker, double weight) const = 0;
+
   // kInvalidArgument: no such worker; a weight that is negative or no number; a second gradient of
   // the same worker and tick (the replay guard lets no replay this far); a tick that the worker
   // said it would not push (OnLeave); or a tick more than kMaxAhead past the oldest open one -
@@ -59,6 +62,9 @@ class Aggregator {
   // steps ready. A step that nobody is left to push completes with what it has, as soon as anything
   // from there on is held.
   virtual void OnLeave(uint32_t worker, uint64_t after_tick) = 0;
+
+  // Workers whose push the oldest open step still lacks; none where nothing waits for others.
+  virtual std::vector<uint32_t> Missing() const = 0;
 
   // Gradients held that are not yet applied.
   virtual size_t held() const = 0;

@@ -11,9 +11,9 @@ namespace parley {
 BspAggregator::BspAggregator(uint32_t workers, uint32_t backup_workers)
     : backup_workers_(backup_workers), leaves_at_(workers, kNeverLeaves), front_live_(workers) {}
 
-absl::StatusOr<Aggregator::Verdict> BspAggregator::Add(uint64_t tick, Contribution contribution) {
-  const uint32_t worker = contribution.worker;
-  if (absl::Status status = CheckContribution(tick, contribution, leaves_at_.size());
+absl::StatusOr<Aggregator::Verdict> BspAggregator::Check(uint64_t tick, uint32_t worker,
+                                                         double weight) const {
+  if (absl::Status status = CheckContribution(tick, worker, weight, leaves_at_.size());
       !status.ok()) {
     return status;
   }
@@ -23,17 +23,34 @@ absl::StatusOr<Aggregator::Verdict> BspAggregator::Add(uint64_t tick, Contributi
     return status;
   }
   const size_t index = tick - front_tick_;
+  if (index < open_.size() && open_[index].pushed[worker]) return SecondGradientError(tick, worker);
+  return Verdict::kAccepted;
+}
+
+absl::StatusOr<Aggregator::Verdict> BspAggregator::Add(uint64_t tick, Contribution contribution) {
+  const uint32_t worker = contribution.worker;
+  absl::StatusOr<Verdict> verdict = Check(tick, worker, contribution.weight);
+  if (!verdict.ok() || *verdict == Verdict::kLate) return verdict;
+  const size_t index = tick - front_tick_;
   while (open_.size() <= index) {
     open_.emplace_back();
     open_.back().pushed.resize(leaves_at_.size());
   }
   OpenStep& step = open_[index];
-  if (step.pushed[worker]) return SecondGradientError(tick, worker);
   step.pushed[worker] = true;
   ++step.live_pushed;
   step.contributions.push_back(std::move(contribution));
   ++held_;
   return Verdict::kAccepted;
+}
+
+std::vector<uint32_t> BspAggregator::Missing() const {
+  std::vector<uint32_t> missing;
+  for (uint32_t w = 0; w < leaves_at_.size(); ++w) {
+    const bool pushed = !open_.empty() && open_.front().pushed[w];
+    if (LiveAt(w, front_tick_) && !pushed) missing.push_back(w);
+  }
+  return missing;
 }
 
 bool BspAggregator::FrontComplete() const {

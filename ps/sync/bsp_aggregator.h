@@ -13,9 +13,11 @@ class BspAggregator : public Aggregator {
  public:
   BspAggregator(uint32_t workers, uint32_t backup_workers);
 
+  absl::StatusOr<Verdict> Check(uint64_t tick, uint32_t worker, double weight) const override;
   absl::StatusOr<Verdict> Add(uint64_t tick, Contribution contribution) override;
   bool PopComplete(CompleteStep* step) override;
   void OnLeave(uint32_t worker, uint64_t after_tick) override;
+  std::vector<uint32_t> Missing() const override;
   size_t held() const override { return held_; }
 
  private:

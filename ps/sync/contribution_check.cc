@@ -6,17 +6,16 @@
 
 namespace parley {
 
-absl::Status CheckContribution(uint64_t tick, const Contribution& contribution, uint64_t workers) {
-  if (contribution.worker >= workers) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("gradient of tick %u: worker is %u; allowed: below %u", tick,
-                        contribution.worker, workers));
+absl::Status CheckContribution(uint64_t tick, uint32_t worker, double weight, uint64_t workers) {
+  if (worker >= workers) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "gradient of tick %u: worker is %u; allowed: below %u", tick, worker, workers));
   }
-  if (!std::isfinite(contribution.weight) || contribution.weight < 0) {
+  if (!std::isfinite(weight) || weight < 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("gradient of tick %u from worker %u: weight is %g; allowed: 0 or more, "
                         "finite",
-                        tick, contribution.worker, contribution.weight));
+                        tick, worker, weight));
   }
   return absl::OkStatus();
 }

@@ -13,7 +13,7 @@ namespace parley {
 inline constexpr uint64_t kNeverLeaves = std::numeric_limits<uint64_t>::max();
 
 // The worker exists and the weight is a finite number >= 0.
-absl::Status CheckContribution(uint64_t tick, const Contribution& contribution, uint64_t workers);
+absl::Status CheckContribution(uint64_t tick, uint32_t worker, double weight, uint64_t workers);
 
 // The tick is one the worker said it would push, and not too far ahead. REQUIRES: tick >= oldest.
 absl::Status CheckTick(uint64_t tick, uint32_t worker, uint64_t oldest, uint64_t leaves_at);

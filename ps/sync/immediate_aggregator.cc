@@ -10,13 +10,13 @@ ImmediateAggregator::ImmediateAggregator(uint32_t workers) : streams_(workers) {
   for (Stream& stream : streams_) stream.leaves_at = kNeverLeaves;
 }
 
-absl::StatusOr<Aggregator::Verdict> ImmediateAggregator::Add(uint64_t tick,
-                                                             Contribution contribution) {
-  if (absl::Status status = CheckContribution(tick, contribution, streams_.size()); !status.ok()) {
+absl::StatusOr<Aggregator::Verdict> ImmediateAggregator::Check(uint64_t tick, uint32_t worker,
+                                                               double weight) const {
+  if (absl::Status status = CheckContribution(tick, worker, weight, streams_.size());
+      !status.ok()) {
     return status;
   }
-  const uint32_t worker = contribution.worker;
-  Stream& stream = streams_[worker];
+  const Stream& stream = streams_[worker];
   if (tick < stream.next_tick || stream.early.contains(tick)) {
     return SecondGradientError(tick, worker);
   }
@@ -24,11 +24,22 @@ absl::StatusOr<Aggregator::Verdict> ImmediateAggregator::Add(uint64_t tick,
       !status.ok()) {
     return status;
   }
+  return Verdict::kAccepted;
+}
+
+absl::StatusOr<Aggregator::Verdict> ImmediateAggregator::Add(uint64_t tick,
+                                                             Contribution contribution) {
+  const uint32_t worker = contribution.worker;
+  absl::StatusOr<Verdict> verdict = Check(tick, worker, contribution.weight);
+  if (!verdict.ok()) return verdict;
+  Stream& stream = streams_[worker];
   stream.early.emplace(tick, std::move(contribution));
   ++held_;
   Release(&stream);
   return Verdict::kAccepted;
 }
+
+std::vector<uint32_t> ImmediateAggregator::Missing() const { return {}; }
 
 bool ImmediateAggregator::PopComplete(CompleteStep* step) {
   if (ready_.empty()) return false;

@@ -16,9 +16,11 @@ class ImmediateAggregator : public Aggregator {
  public:
   explicit ImmediateAggregator(uint32_t workers);
 
+  absl::StatusOr<Verdict> Check(uint64_t tick, uint32_t worker, double weight) const override;
   absl::StatusOr<Verdict> Add(uint64_t tick, Contribution contribution) override;
   bool PopComplete(CompleteStep* step) override;
   void OnLeave(uint32_t worker, uint64_t after_tick) override;
+  std::vector<uint32_t> Missing() const override;
   size_t held() const override { return held_; }
 
  private:

@@ -42,6 +42,7 @@ THREAD_FILES = {
     "ps/base/loop_env.cc": "the same",
     "ps/base/thread_pool.h": "owns the threads that compute",
     "ps/base/thread_pool.cc": "the same",
+    "benchmarks/transport_bench.cc": "both ends of a link in one process, a loop on a thread each",
     "ps/net/process.cc": "one thread for each node's loop in a process",
     "ps/net/process.h": "the same",
 }

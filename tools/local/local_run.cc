@@ -212,9 +212,10 @@ absl::StatusOr<BatchResult> LocalRun::Gradients(const std::vector<uint64_t>& ids
 
 void LocalRun::Update(uint64_t tick, const std::vector<std::vector<float>>& gradients,
                       uint64_t samples) {
+  if (samples == 0) return;  // no gradient, not a gradient of zero
   StepInfo info;
   info.step = tick;
-  info.inverse_weight = samples == 0 ? 0 : 1.0 / static_cast<double>(samples);
+  info.inverse_weight = 1.0 / static_cast<double>(samples);
   std::vector<std::vector<const float*>> parts(partitions_.size());
   for (size_t p = 0; p < partitions_.size(); ++p) {
     for (const std::vector<float>& gradient : gradients) {

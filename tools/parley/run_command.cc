@@ -117,9 +117,9 @@ class LocalRun {
     if (!outcome.ok) {
       // The scheduler's account, if it lived to write one.
       absl::StatusOr<std::string> told = ReadSummaryReason(run_dir_ + "/summary.json");
-      const Supervisor::Failure* cause = FindCause(outcome.failures, told.value_or(""));
-      FillInSummary(cause->text);
-      return Complain(absl::AbortedError(cause->text), kExitFailure);
+      const std::string cause = DescribeCause(outcome.failures, told.value_or(""));
+      FillInSummary(cause);
+      return Complain(absl::AbortedError(cause), kExitFailure);
     }
     return kExitOk;
   }
@@ -182,6 +182,7 @@ class LocalRun {
     spec.args = {"--scheduler", endpoint,
                  "--job",       experiment_.name(),
                  "--shards",    absl::StrCat(experiment_.cluster().shards_per_server()),
+                 "--rank",      absl::StrCat(rank),
                  "--log",       spec.log};
     if (sockets_) {
       spec.args.insert(spec.args.end(),
@@ -192,7 +193,8 @@ class LocalRun {
 
   absl::Status StartWorker(uint32_t rank, const std::string& endpoint) {
     ChildSpec spec = Spec("worker", rank);
-    spec.args = {"--scheduler", endpoint, "--job", experiment_.name(), "--log", spec.log};
+    spec.args = {"--scheduler", endpoint,           "--job", experiment_.name(),
+                 "--rank",      absl::StrCat(rank), "--log", spec.log};
     return supervisor_->Start(std::move(spec));
   }
 

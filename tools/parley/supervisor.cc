@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 
 namespace parley {
 namespace {
@@ -189,8 +190,8 @@ Supervisor::Outcome Supervisor::MakeOutcome() const {
   outcome.ok = !outcome.interrupted && failed_.empty();
   for (size_t index : failed_) {
     const Child& child = children_[index];
-    outcome.failures.push_back(
-        {child.pid, index == 0, !child.lingered && WIFSIGNALED(*child.ended), DescribeEnd(child)});
+    outcome.failures.push_back({child.pid, index == 0, !child.lingered && WIFSIGNALED(*child.ended),
+                                DescribeEnd(child), child.spec.log});
   }
   return outcome;
 }
@@ -207,11 +208,26 @@ const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& fai
       return &failure;
     }
   }
+  // It ended by its own decision, for a reason that is none of the others: "worker 1 is missing".
+  for (const Supervisor::Failure& failure : failures) {
+    if (failure.leader && !leaders_reason.empty()) return &failure;
+  }
   // The leader ends with an error whenever another does.
   for (const Supervisor::Failure& failure : failures) {
     if (!failure.leader) return &failure;
   }
   return failures.empty() ? nullptr : &failures.front();
+}
+
+std::string DescribeCause(const std::vector<Supervisor::Failure>& failures,
+                          const std::string& leaders_reason) {
+  const Supervisor::Failure* cause = FindCause(failures, leaders_reason);
+  if (cause == nullptr) return "";
+  // A leader that had to be stopped knows only that.
+  const bool leader_ended = std::any_of(failures.begin(), failures.end(),
+                                        [](const Supervisor::Failure& f) { return f.leader; });
+  if (cause->killed || leaders_reason.empty() || !leader_ended) return cause->text;
+  return absl::StrCat(absl::StrReplaceAll(leaders_reason, {{"\n", " "}}), "; log: ", cause->log);
 }
 
 }  // namespace parley

@@ -5,15 +5,16 @@
 // notice and stop them cleanly; then SIGTERM; then SIGKILL. However Run returns, and however this
 // process dies, no child is left.
 //
-//   state         event                                     next
-//   running       all children ended, all with code 0       done, ok
-//   running       a child failed                            failing: wait `grace`
-//   running       SIGINT, SIGTERM or SIGHUP                 interrupted: SIGTERM to the leader,
-//   wait `interrupt_grace` running       the leader ended well                     ending: wait
-//   `grace` for the rest failing,      all children ended                        done ending the
-//   wait is over                          SIGTERM to all, wait `kill_after`, then SIGKILL
-//   interrupted   all children ended                        done
-//                 the wait is over, or another signal       SIGKILL to all
+//   state        event                               next
+//   running      all children ended, all with code 0 done, ok
+//   running      a child failed                      failing: wait `grace`
+//   running      SIGINT, SIGTERM or SIGHUP           interrupted: SIGTERM to the leader, wait
+//                                                    `interrupt_grace`
+//   running      the leader ended well               ending: wait `grace` for the rest
+//   failing,     all children ended                  done
+//   ending       the wait is over                    SIGTERM to all, wait `kill_after`, SIGKILL
+//   interrupted  all children ended                  done
+//   interrupted  the wait is over, or another signal SIGKILL to all
 //
 // No threads and no polling: it sleeps in poll(2) on a signalfd (and an inotify descriptor).
 // Not thread-safe; one per process, since it takes over SIGCHLD and the signals above.
@@ -46,6 +47,7 @@ class Supervisor {
     bool leader = false;
     bool killed = false;  // by a signal that was not ours
     std::string text;     // one line: which child, how it ended, its last words, where its log is
+    std::string log;      // that file
   };
   struct Outcome {
     bool ok = false;
@@ -97,9 +99,15 @@ class Supervisor {
 };
 
 // The failure that the others follow from: a kill first; then whom the leader's own account of the
-// end names; then who failed first, the leader last. Null if there is none.
+// end names; then the leader, if it has an account; then who failed first, the leader last. Null if
+// there is none.
 const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& failures,
                                      const std::string& leaders_reason);
+
+// One line for people: what happened, and the log to look into. The leader's account if the end was
+// its decision, else what was seen of the cause. Empty without failures.
+std::string DescribeCause(const std::vector<Supervisor::Failure>& failures,
+                          const std::string& leaders_reason);
 
 }  // namespace parley
 

@@ -68,9 +68,36 @@ TEST(Membership, SurplusNodesAreSparesAndThenRefused) {
     EXPECT_EQ((*member)->spare, i >= 2);
   }
   absl::Status refused = members.Admit(NodeId{999}, WorkerHello(), {}).status();
-  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(refused.message(), HasSubstr("all its 2 workers and 64 spares"));
   EXPECT_EQ(members.workers().size(), 2u);
+}
+
+TEST(Membership, ASilentSpareMakesRoom) {
+  Membership members("job", TwoByTwo());
+  for (uint64_t i = 0; i < 2 + Membership::kMaxSpares; ++i) {
+    ASSERT_TRUE(members.Admit(NodeId{100 + i}, WorkerHello(), {}).ok());
+  }
+  ASSERT_FALSE(members.Admit(NodeId{999}, WorkerHello(), {}).ok());
+  members.RemoveSpare(NodeId{100});  // no spare: stays
+  ASSERT_NE(members.Find(NodeId{100}), nullptr);
+  members.RemoveSpare(NodeId{105});
+  EXPECT_EQ(members.Find(NodeId{105}), nullptr);
+  EXPECT_TRUE((*members.Admit(NodeId{999}, WorkerHello(), {}))->spare);
+}
+
+TEST(Membership, AWantedRankIsGivenIfItIsFree) {
+  Membership members("job", TwoByTwo());
+  pb::Hello wants_one = WorkerHello();
+  wants_one.set_wanted_rank(1);
+  EXPECT_EQ((*members.Admit(NodeId{1}, wants_one, {}))->rank, 1u);
+  EXPECT_FALSE(members.workers_complete());
+  EXPECT_EQ((*members.Admit(NodeId{2}, wants_one, {}))->rank, 0u);
+  EXPECT_TRUE(members.workers_complete());
+  pb::Hello server = ServerHello(7, 0);
+  server.set_wanted_rank(1);
+  EXPECT_EQ((*members.Admit(NodeId{3}, server, {}))->rank, 1u);
+  EXPECT_EQ(members.Missing(), "server 0, server 1 (1 of 2 shards)");
 }
 
 TEST(Membership, RefusalsSayWhy) {

@@ -110,9 +110,13 @@ TEST_F(HostedPartitionTest, WrongPushesAreRefusedAndChangeNothing) {
   EXPECT_THAT(Push(0, 0, {1, 1}, 1, 1).message(), HasSubstr("carries 2 elements"));
   EXPECT_THAT(Push(0, 0, {1, 1, 1, 1}, 0, 1).message(), HasSubstr("allowed is 0"));
   EXPECT_THAT(Push(2, 0, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("worker is 2"));
-  EXPECT_THAT(Push(0, 5000, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("allowed is below 1024"));
+  EXPECT_THAT(Push(0, 5000, {1, 1, 1, 1}, 1, 1).message(),
+              HasSubstr("up to 1024 past the oldest open one"));
   EXPECT_EQ(counters_.accepted, 0u);
   EXPECT_TRUE(Push(0, 0, {1, 1, 1, 1}, 1, 1).ok());
+  // The same tick under another sequence is no replay but a mistake, found before anything is
+  // taken.
+  EXPECT_THAT(Push(0, 0, {1, 1, 1, 1}, 1, 2).message(), HasSubstr("a second gradient of tick 0"));
 }
 
 TEST_F(HostedPartitionTest, ClippingByNormWaitsForTheTotalOverAllPartitions) {

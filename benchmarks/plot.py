@@ -94,7 +94,7 @@ def print_table(title, head, rows, notes=()):
 def conditions_line(result):
     conditions = result["conditions"]
     return (f"{conditions['cpu']}, {conditions['cores']} cores; torch {conditions['torch']} on "
-            f"{conditions['torch_blas']}; {conditions['date']}; {conditions['commit']}")
+            f"{conditions['torch_blas']}; {conditions['date']}; {conditions['checkout']}")
 
 
 def show_vs_torch(result):

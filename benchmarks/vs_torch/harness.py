@@ -31,7 +31,7 @@ CLEARED = ("OPENBLAS_CORETYPE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GLIB
            "LD_PRELOAD")
 
 # What the torch of `python` multiplies with: Debian's takes whatever library stands for libblas.so.3, and where no
-# OpenBLAS is installed that is the reference BLAS, fifty times slower.
+# OpenBLAS is installed that is the reference BLAS, tens of times slower.
 TORCH_PROBE = """
 import json, time, numpy, torch
 assert torch.distributed.is_gloo_available()
@@ -287,7 +287,8 @@ def conditions(args):
         "kernel": platform.release(),
         "libc": " ".join(platform.libc_ver()),
         "load_at_start": round(os.getloadavg()[0], 2),
-        "commit": _printed(["git", "-C", REPOSITORY, "rev-parse", "--short", "HEAD"]) or "unknown",
+        # Of this script's checkout; the binaries are of the same only if they were built from it.
+        "checkout": _printed(["git", "-C", REPOSITORY, "describe", "--always", "--dirty"]) or "unknown",
         "parley": _printed([os.path.join(args.bin, "parley"), "version"]),
         "parley_build": _build_type(args.bin),
         "torch": args.torch["torch"],

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same epoch with Parley and with PyTorch's DistributedDataParallel: who takes how long, and what limits Parley.
 
-    benchmarks/vs_torch/vs_torch.py                 5 runs each, 2 epochs a run, in turns: about 15 minutes
+    benchmarks/vs_torch/vs_torch.py                 5 runs each, 2 epochs a run, in turns: 15 to 30 minutes
     benchmarks/vs_torch/vs_torch.py --quick         1 run each, 1 epoch: does it work? Not a measurement
 
 Peers: Parley with 2 workers and 1 server; DDP over Gloo with 2 processes, as Debian ships it and with its allocator

@@ -48,8 +48,10 @@ class ZmqTransport : public Transport {
     std::string bind = "";
 
     // Frames waiting for one peer, in each direction; past it Send says kResourceExhausted, and the
-    // peer's own queues fill. With requests of 1 MiB the default may hold 1 GiB for a peer that has
-    // stopped reading; with few of them in flight (rpc deadlines) it never comes to that. 1..100000
+    // peer's own queues fill. Departures are counted by the half queue, so that it may seem full
+    // with half as many: allow for twice what is to be under way. With requests of 1 MiB the
+    // default may hold 1 GiB for a peer that has stopped reading; with few of them in flight (rpc
+    // deadlines) it never comes to that. 1..100000
     int queue_frames = 1000;
 
     // Largest part to receive or send, and most parts of one frame.

@@ -1,0 +1,307 @@
+// What does ZmqTransport cost on top of bare libzmq?
+//
+// One way over tcp loopback, messages of 64 KiB and 1 MiB, and the round trip of 64 bytes, each for
+// ZmqTransport on two event loops and for a DEALER and a ROUTER driven by two plain threads with
+// the same zero-copy messages and the same number of them under way. The two take turns and the
+// best of three counts, since the machine's noise only adds. "ratio" is ZmqTransport's to libzmq's:
+// above 1 is better for throughput, below 1 for the round trip. Prints one JSON object; about five
+// seconds.
+#include <zmq.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "ps/net/zmq_transport.h"
+
+namespace parley {
+namespace {
+
+constexpr int kRounds = 3;
+constexpr double kSecondsPerRound = 0.25;
+constexpr size_t kHeaderBytes = 64;  // about what a frame's header has
+constexpr size_t kPingBytes = 64;
+constexpr NodeId kClient{2}, kServer{3};
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// The same bytes under way for every size, few enough to be fair to caches and large enough to
+// keep both sides busy.
+int Window(size_t bytes) {
+  return static_cast<int>(std::max<size_t>(8, (size_t{16} << 20) / bytes));
+}
+
+struct RoundTrip {
+  double p50_us = 1e9, p99_us = 1e9;
+  void TakeBest(std::vector<double> seconds) {
+    std::sort(seconds.begin(), seconds.end());
+    p50_us = std::min(p50_us, seconds[seconds.size() / 2] * 1e6);
+    p99_us = std::min(p99_us, seconds[seconds.size() * 99 / 100] * 1e6);
+  }
+};
+
+void Must(const absl::Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "transport_bench: %s\n", status.ToString().c_str());
+  std::exit(1);
+}
+
+// A client that connects to a server, each with a loop and a thread.
+class Pair {
+ public:
+  explicit Pair(absl::Duration spin)
+      : client_env_({.offload_threads = 0, .spin = spin}),
+        server_env_({.offload_threads = 0, .spin = spin}) {
+    server_ = Create(&server_env_, {.self = kServer, .bind = "tcp://127.0.0.1:0"});
+    client_ = Create(&client_env_, {.self = kClient});
+    Must(client_->Connect(kServer, server_->endpoint()));
+  }
+
+  // `on_client` runs on the client's loop first, and ends the measurement by Stop.
+  void Run(std::function<void()> on_client) {
+    std::thread thread([this] { server_env_.Run(); });
+    client_env_.Post([&] { on_client(); });
+    client_env_.Run();
+    server_env_.Stop();
+    thread.join();
+  }
+  void Stop() { client_env_.Stop(); }
+  ZmqTransport* client() { return client_.get(); }
+  ZmqTransport* server() { return server_.get(); }
+
+ private:
+  static std::unique_ptr<ZmqTransport> Create(LoopEnv* env, ZmqTransport::Options options) {
+    options.queue_frames = 10000;  // the windows below are the limit
+    auto transport = ZmqTransport::Create(env, std::move(options));
+    Must(transport.status());
+    return *std::move(transport);
+  }
+
+  LoopEnv client_env_, server_env_;
+  std::unique_ptr<ZmqTransport> server_, client_;
+};
+
+Frame MakeFrame(uint64_t number, const Buffer& payload) {
+  Frame frame;
+  frame.header.set_kind(pb::PUSH);
+  frame.header.set_job(1);
+  frame.header.set_tick(number);
+  frame.header.set_request_id(number);
+  if (payload.empty()) return frame;
+  pb::Part* part = frame.header.add_part();
+  part->set_count(payload.num_floats());
+  part->set_sequence(number);
+  frame.payload.push_back(payload);
+  return frame;
+}
+
+// Payload bytes per second. Two windows are under way, since libzmq's limit holds on each side; the
+// server confirms every eighth of them.
+double TransportOneWay(const Buffer& payload) {
+  Pair pair(absl::ZeroDuration());
+  const uint64_t window = 2 * Window(payload.size()), stride = window / 8;
+  uint64_t received = 0;  // on the server's loop
+  pair.server()->SetReceiver([&](NodeId from, Frame frame) {
+    if (++received % stride == 0) Must(pair.server()->Send(from, MakeFrame(received, {})));
+  });
+  uint64_t sent = 0;  // the rest on the client's
+  double start = 0, seconds = 0;
+  const auto fill = [&](uint64_t confirmed) {
+    const bool over = Now() - start > kSecondsPerRound;
+    if (over && confirmed == sent) {
+      seconds = Now() - start;
+      return pair.Stop();
+    }
+    // Whole strides, so that the last one is confirmed, too.
+    while (!over && sent < confirmed + window) {
+      for (uint64_t i = 0; i < stride; ++i) {
+        Must(pair.client()->Send(kServer, MakeFrame(++sent, payload)));
+      }
+    }
+  };
+  pair.client()->SetReceiver([&](NodeId, Frame frame) { fill(frame.header.tick()); });
+  pair.Run([&] {
+    start = Now();
+    fill(0);
+  });
+  return static_cast<double>(sent * payload.size()) / seconds;
+}
+
+std::vector<double> TransportRoundTrips(absl::Duration spin) {
+  Pair pair(spin);
+  const Buffer payload = Buffer::Copy(std::string(kPingBytes, 'x'));
+  pair.server()->SetReceiver(
+      [&](NodeId from, Frame frame) { Must(pair.server()->Send(from, std::move(frame))); });
+  std::vector<double> trips;
+  double begin = 0, at = 0;
+  const auto ping = [&] {
+    at = Now();
+    Must(pair.client()->Send(kServer, MakeFrame(trips.size(), payload)));
+  };
+  pair.client()->SetReceiver([&](NodeId, Frame) {
+    trips.push_back(Now() - at);
+    if (Now() - begin > kSecondsPerRound) return pair.Stop();
+    ping();
+  });
+  pair.Run([&] {
+    begin = Now();
+    ping();
+  });
+  return trips;
+}
+
+// A DEALER and a ROUTER, each with an I/O thread of its own as two processes would have.
+class RawPair {
+ public:
+  explicit RawPair(int window) {
+    for (void* socket : {dealer_, router_}) {
+      zmq_setsockopt(socket, ZMQ_SNDHWM, &window, sizeof(window));
+      zmq_setsockopt(socket, ZMQ_RCVHWM, &window, sizeof(window));
+      const int linger_ms = 0;
+      zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof(linger_ms));
+    }
+    zmq_setsockopt(dealer_, ZMQ_ROUTING_ID, "client", 6);
+    zmq_bind(router_, "tcp://127.0.0.1:*");
+    char endpoint[256];
+    size_t size = sizeof(endpoint);
+    zmq_getsockopt(router_, ZMQ_LAST_ENDPOINT, endpoint, &size);
+    zmq_connect(dealer_, endpoint);
+  }
+  ~RawPair() {
+    zmq_close(dealer_);
+    zmq_close(router_);
+    zmq_ctx_term(client_);
+    zmq_ctx_term(server_);
+  }
+
+  static void Send(void* socket, const Buffer& payload) {
+    const char header[kHeaderBytes] = {};
+    zmq_send(socket, header, sizeof(header), ZMQ_SNDMORE);
+    auto* held = new Buffer(payload);
+    zmq_msg_t message;
+    zmq_msg_init_data(
+        &message, held->mutable_data(), held->size(),
+        [](void*, void* hint) { delete static_cast<Buffer*>(hint); }, held);
+    zmq_msg_send(&message, socket, 0);
+  }
+  // Bytes of the last part.
+  static size_t Receive(void* socket) {
+    size_t last = 0;
+    for (bool more = true; more;) {
+      zmq_msg_t part;
+      zmq_msg_init(&part);
+      zmq_msg_recv(&part, socket, 0);
+      last = zmq_msg_size(&part);
+      more = zmq_msg_more(&part) != 0;
+      zmq_msg_close(&part);
+    }
+    return last;
+  }
+  static void SendEmpty(void* router) {
+    zmq_send(router, "client", 6, ZMQ_SNDMORE);
+    zmq_send(router, "", 0, 0);
+  }
+
+  void* dealer() { return dealer_; }
+  void* router() { return router_; }
+
+ private:
+  void* const client_ = zmq_ctx_new();
+  void* const server_ = zmq_ctx_new();
+  void* const dealer_ = zmq_socket(client_, ZMQ_DEALER);
+  void* const router_ = zmq_socket(server_, ZMQ_ROUTER);
+};
+
+double RawOneWay(const Buffer& payload) {
+  RawPair pair(Window(payload.size()));
+  std::thread server([&] {
+    while (RawPair::Receive(pair.router()) != 0) {
+    }
+    RawPair::SendEmpty(pair.router());  // all has arrived
+  });
+  const double start = Now();
+  uint64_t sent = 0;
+  for (; Now() - start < kSecondsPerRound; ++sent) RawPair::Send(pair.dealer(), payload);
+  zmq_send(pair.dealer(), "", 0, 0);
+  RawPair::Receive(pair.dealer());
+  const double seconds = Now() - start;
+  server.join();
+  return static_cast<double>(sent * payload.size()) / seconds;
+}
+
+std::vector<double> RawRoundTrips() {
+  RawPair pair(1000);
+  const Buffer payload = Buffer::Copy(std::string(kPingBytes, 'x'));
+  std::thread server([&] {
+    while (RawPair::Receive(pair.router()) != 0) {
+      zmq_send(pair.router(), "client", 6, ZMQ_SNDMORE);
+      RawPair::Send(pair.router(), payload);
+    }
+  });
+  std::vector<double> trips;
+  const double begin = Now();
+  while (Now() - begin < kSecondsPerRound) {
+    const double at = Now();
+    RawPair::Send(pair.dealer(), payload);
+    RawPair::Receive(pair.dealer());
+    trips.push_back(Now() - at);
+  }
+  zmq_send(pair.dealer(), "", 0, 0);
+  server.join();
+  return trips;
+}
+
+std::string CpuModel() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("model name", 0) == 0) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+void Run() {
+  int major, minor, patch;
+  zmq_version(&major, &minor, &patch);
+  std::printf(
+      "{\n  \"benchmark\": \"transport\",\n  \"conditions\": {\"transport\": \"tcp loopback\", "
+      "\"cores\": %u, \"cpu\": \"%s\", \"libzmq\": \"%d.%d.%d\", \"io_threads\": 2},\n  "
+      "\"one_way\": [",
+      std::thread::hardware_concurrency(), CpuModel().c_str(), major, minor, patch);
+  for (const size_t bytes : {size_t{64} << 10, size_t{1} << 20}) {
+    const Buffer payload = Buffer::Copy(std::string(bytes, 'x'));
+    double raw = 0, ours = 0;
+    for (int i = 0; i < kRounds; ++i) {
+      raw = std::max(raw, RawOneWay(payload));
+      ours = std::max(ours, TransportOneWay(payload));
+    }
+    std::printf(
+        "%s\n    {\"bytes\": %zu, \"gb_per_s\": %.2f, \"libzmq_gb_per_s\": %.2f, \"ratio\": %.2f}",
+        bytes == size_t{64} << 10 ? "" : ",", bytes, ours * 1e-9, raw * 1e-9, ours / raw);
+  }
+  RoundTrip raw, ours, spinning;
+  for (int i = 0; i < kRounds; ++i) {
+    raw.TakeBest(RawRoundTrips());
+    ours.TakeBest(TransportRoundTrips(absl::ZeroDuration()));
+    spinning.TakeBest(TransportRoundTrips(absl::Microseconds(50)));
+  }
+  std::printf(
+      "\n  ],\n  \"round_trip_64_bytes\": {\"p50_us\": %.1f, \"p99_us\": %.1f, \"libzmq_p50_us\": "
+      "%.1f, \"libzmq_p99_us\": %.1f, \"ratio_p50\": %.2f, \"spin_50_us_p50_us\": %.1f}\n}\n",
+      ours.p50_us, ours.p99_us, raw.p50_us, raw.p99_us, ours.p50_us / raw.p50_us, spinning.p50_us);
+}
+
+}  // namespace
+}  // namespace parley
+
+int main() { parley::Run(); }

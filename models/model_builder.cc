@@ -7,34 +7,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
+#include "ps/base/layer_names.h"
+
 namespace parley {
 namespace {
 
 // Dropout's stream of random numbers has 16 bits for the layer; nobody needs so many.
 constexpr int kMaxLayers = 1000;
-
-// The stem of a layer's name when it has none of its own.
-const char* Stem(const pb::Layer& layer) {
-  switch (layer.kind_case()) {
-    case pb::Layer::kLinear:
-      return "fc";
-    case pb::Layer::kConv2D:
-      return "conv";
-    case pb::Layer::kMaxPool2D:
-      return "pool";
-    case pb::Layer::kRelu:
-      return "relu";
-    case pb::Layer::kDropout:
-      return "dropout";
-    case pb::Layer::kFlatten:
-      return "flatten";
-    case pb::Layer::kLogSoftmax:
-      return "log_softmax";
-    case pb::Layer::KIND_NOT_SET:
-      break;
-  }
-  return "";
-}
 
 // A name becomes part of tensor names and metrics.
 absl::Status CheckName(int index, const std::string& name) {
@@ -49,8 +28,7 @@ absl::Status CheckName(int index, const std::string& name) {
 }
 
 absl::StatusOr<std::vector<std::string>> Names(const pb::Model& config) {
-  std::vector<std::string> names;
-  std::map<std::string, int> count;
+  std::vector<std::string> names = LayerNames(config);
   std::map<std::string, int> first;
   for (int i = 0; i < config.layer_size(); ++i) {
     const pb::Layer& layer = config.layer(i);
@@ -60,14 +38,12 @@ absl::StatusOr<std::vector<std::string>> Names(const pb::Model& config) {
           "dropout, flatten, log_softmax",
           i, layer.has_name() ? absl::StrCat(" '", layer.name(), "'") : ""));
     }
-    const int number = ++count[Stem(layer)];
-    names.push_back(layer.has_name() ? layer.name() : absl::StrCat(Stem(layer), number));
-    if (absl::Status status = CheckName(i, names.back()); !status.ok()) return status;
-    const auto [earlier, fresh] = first.emplace(names.back(), i);
+    if (absl::Status status = CheckName(i, names[i]); !status.ok()) return status;
+    const auto [earlier, fresh] = first.emplace(names[i], i);
     if (!fresh) {
       return absl::InvalidArgumentError(
           absl::StrFormat("layer[%d]: name '%s' is that of layer[%d] already; names must be unique",
-                          i, names.back(), earlier->second));
+                          i, names[i], earlier->second));
     }
   }
   return names;

@@ -1,6 +1,7 @@
 // parley-scheduler: admits nodes, watches them, and leaves the record of the run.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -116,14 +117,7 @@ absl::Status AddScheduler(NodeProcess* process, const Flags& flags,
 int Main(int argc, char** argv) {
   Flags flags;
   FlagSet set = MakeFlagSet(&flags);
-  if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
-    NodeProcess::Complain(kProgram, status);
-    return 2;
-  }
-  if (set.help_wanted()) {
-    std::fputs(set.Help().c_str(), stdout);
-    return 0;
-  }
+  if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   absl::StatusOr<pb::Experiment> experiment = LoadExperiment(flags.experiment, flags.set);
   if (!experiment.ok()) {
     std::fprintf(stderr, "%s\n", std::string(experiment.status().message()).c_str());

@@ -1,5 +1,4 @@
 // parley-worker: one worker process.
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <string>
@@ -54,14 +53,7 @@ int Main(int argc, char** argv) {
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
-  if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
-    NodeProcess::Complain(kProgram, status);
-    return 2;
-  }
-  if (set.help_wanted()) {
-    std::fputs(set.Help().c_str(), stdout);
-    return 0;
-  }
+  if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());

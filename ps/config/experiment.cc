@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "ps/base/layer_names.h"
 #include "ps/config/overrides.h"
 #include "ps/config/parse_text.h"
 #include "ps/config/source_map.h"
@@ -78,35 +79,9 @@ void SetDefaults(Message* message) {
   }
 }
 
-const char* KindName(const pb::Layer& layer) {
-  switch (layer.kind_case()) {
-    case pb::Layer::kLinear:
-      return "fc";
-    case pb::Layer::kConv2D:
-      return "conv";
-    case pb::Layer::kMaxPool2D:
-      return "pool";
-    case pb::Layer::kRelu:
-      return "relu";
-    case pb::Layer::kDropout:
-      return "dropout";
-    case pb::Layer::kFlatten:
-      return "flatten";
-    case pb::Layer::kLogSoftmax:
-      return "log_softmax";
-    case pb::Layer::KIND_NOT_SET:
-      break;
-  }
-  return "layer";
-}
-
 void NameLayers(pb::Model* model) {
-  std::map<std::string, int> count;
-  for (pb::Layer& layer : *model->mutable_layer()) {
-    const std::string kind = KindName(layer);
-    const int number = ++count[kind];
-    if (!layer.has_name()) layer.set_name(absl::StrCat(kind, number));
-  }
+  const std::vector<std::string> names = LayerNames(*model);
+  for (int i = 0; i < model->layer_size(); ++i) model->mutable_layer(i)->set_name(names[i]);
 }
 
 std::string Line(const ConfigProblem& problem) {

@@ -1,6 +1,7 @@
 #include "ps/config/flags.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -194,6 +195,16 @@ absl::Status FlagSet::CheckMissing(size_t arguments_given) const {
     }
   }
   return absl::OkStatus();
+}
+
+std::optional<int> FlagSet::ParseForMain(int argc, const char* const* argv) {
+  if (absl::Status status = Parse(argc, argv); !status.ok()) {
+    std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
+    return 2;
+  }
+  if (!help_wanted_) return std::nullopt;
+  std::fputs(Help().c_str(), stdout);
+  return 0;
 }
 
 std::string FlagSet::Help() const {

@@ -58,6 +58,10 @@ class FlagSet {
   absl::Status Parse(int argc, const char* const* argv);  // argv[0] is skipped
   absl::Status Parse(const std::vector<std::string>& args);
 
+  // For a main: parses, and tells with which exit code the program should end now - 0 after --help,
+  // which is printed, or 2 after an error, which is printed on stderr. Empty: go on.
+  std::optional<int> ParseForMain(int argc, const char* const* argv);
+
   // --help or -h was among the arguments; then nothing required is missed.
   bool help_wanted() const { return help_wanted_; }
   std::string Help() const;

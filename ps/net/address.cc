@@ -198,8 +198,7 @@ std::string FormatEndpoint(const Endpoint& endpoint) {
 absl::StatusOr<Endpoint> ParseRemoteEndpoint(std::string_view text) {
   absl::StatusOr<Endpoint> endpoint = ParseEndpoint(text);
   if (!endpoint.ok() || endpoint->scheme == Endpoint::Scheme::kIpc) return endpoint;
-  if (endpoint->host.empty() || IsWildcard(endpoint->host) ||
-      Contains(endpoint->host, '/')) {
+  if (endpoint->host.empty() || IsWildcard(endpoint->host) || Contains(endpoint->host, '/')) {
     return Malformed(text, "one can listen there but not connect: it names no one host");
   }
   if (endpoint->port == 0) return Malformed(text, "one can listen there but not connect: no port");

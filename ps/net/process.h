@@ -70,7 +70,7 @@ class NodeProcess {
             [raw](const absl::Status& status) { raw->Stop(status); }};
   }
 
-  // Blocks the signals, so call it before anything starts a thread. Errors name the log file or the
+  // Blocks the signals and tunes malloc, so call it before anything starts a thread. Errors name the log file or the
   // system call.
   static absl::StatusOr<std::unique_ptr<NodeProcess>> Create(Options options);
   ~NodeProcess();

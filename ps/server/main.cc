@@ -1,6 +1,5 @@
 // parley-server: one server process, with as many shards - event loops that own partitions - as
 // --shards says.
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <random>
@@ -86,14 +85,7 @@ int Main(int argc, char** argv) {
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
-  if (absl::Status status = set.Parse(argc, argv); !status.ok()) {
-    NodeProcess::Complain(kProgram, status);
-    return 2;
-  }
-  if (set.help_wanted()) {
-    std::fputs(set.Help().c_str(), stdout);
-    return 0;
-  }
+  if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());

@@ -113,23 +113,42 @@ std::string TerminalReport::TimeLeft(const RunProgress& progress) const {
 
 std::string TerminalReport::ProgressText(const RunProgress& progress, int columns) const {
   const std::string head = absl::StrFormat("epoch %u/%u ", progress.epoch + 1, progress.epochs);
-  std::string tail = absl::StrCat("step ", progress.step);
-  if (progress.steps > 0) absl::StrAppend(&tail, "/", progress.steps);
-  absl::StrAppendFormat(&tail, "  loss %.4f  %s samples/s  staleness %u", progress.loss,
-                        WithCommas(progress.samples_per_second), progress.max_staleness);
-  absl::StrAppend(&tail, TimeLeft(progress));
+  const std::string numbers =
+      absl::StrFormat("loss %.4f  %s samples/s  staleness %u", progress.loss,
+                      WithCommas(progress.samples_per_second), progress.max_staleness);
+  std::string step = absl::StrCat("step ", progress.step);
+  if (progress.steps > 0) absl::StrAppend(&step, "/", progress.steps);
+  std::string waiting;
   if (!progress.waiting_for.empty()) {
-    absl::StrAppend(&tail, "  waiting for ", Printable(progress.waiting_for));
+    waiting = absl::StrCat("  waiting for ", Printable(progress.waiting_for));
   }
   const double fraction = EpochFraction(progress);
-  std::string bar;
+  const auto size = [](const std::string& text) { return static_cast<int>(text.size()); };
+  // What a narrow terminal has no room for goes first: the bar and the numbers are what people
+  // watch, the percentage stands for the step, and what is waited for takes what is left.
+  int room = columns - 1 - size(head) - size(numbers) - 1;
+  int width = 0;
   if (fraction >= 0) {
-    const int room = columns - static_cast<int>(head.size() + tail.size()) - 8;
-    const int width = std::min(room, kLongestBar);
-    if (width >= kShortestBar) bar = absl::StrCat(Bar(fraction, width), " ");
-    absl::StrAppendFormat(&bar, "%3.0f%% ", std::floor(fraction * 100));
+    room -= 5;                                           // "100% "
+    if (room >= kShortestBar + 3) width = kShortestBar;  // "[] "
+    if (width > 0) room -= width + 3;
   }
-  return absl::StrCat(head, bar, " ", tail).substr(0, std::max(1, columns - 1));
+  std::string tail = numbers;
+  if (room >= size(step) + 2) {
+    tail = absl::StrCat(step, "  ", numbers);
+    room -= size(step) + 2;
+  }
+  if (const std::string left = TimeLeft(progress); room >= size(left)) {
+    tail += left;
+    room -= size(left);
+  }
+  std::string bar;
+  if (width > 0) {
+    width = std::min(kLongestBar, width + room);
+    bar = absl::StrCat(Bar(fraction, width), " ");
+  }
+  if (fraction >= 0) absl::StrAppendFormat(&bar, "%3.0f%% ", std::floor(fraction * 100));
+  return absl::StrCat(head, bar, " ", tail, waiting).substr(0, std::max(1, columns - 1));
 }
 
 void TerminalReport::OnProgress(const RunProgress& progress) {
@@ -145,7 +164,8 @@ void TerminalReport::OnProgress(const RunProgress& progress) {
     bar_ = ProgressText(progress, options_.columns);
     return write_(bar_);
   }
-  if (now < next_plain_) return;
+  // Lines stay: none for steps that no heartbeat has told of yet.
+  if (!started_ || now < next_plain_) return;
   next_plain_ = now + kPlainEvery;
   Line(ProgressText(progress, 1000));
 }

@@ -262,6 +262,34 @@ TEST(TerminalReport, NeverWrapsOnANarrowTerminal) {
   }
 }
 
+TEST(TerminalReport, KeepsItsBarOnAnOrdinaryTerminal) {
+  FakeClock time;
+  Screen screen;
+  TerminalReport report({.terminal = true, .columns = 80}, time.clock(), screen.write());
+  RunProgress progress = Halfway();
+  progress.waiting_for = "pull of step 703 from server 1 shard 0 (tcp://127.0.0.1:41234)";
+  report.OnProgress(progress);
+  EXPECT_THAT(screen.text, StartsWith("epoch 2/5 [=="));
+  EXPECT_THAT(screen.text, HasSubstr(" 49%  "));
+  EXPECT_THAT(screen.text, HasSubstr("loss 0.4123  6,123 samples/s  staleness 2"));
+  EXPECT_LT(screen.text.size(), 80u);
+}
+
+TEST(TerminalReport, WhatIsWaitedForTakesNothingFromTheBar) {
+  std::string bars[2];
+  for (int i = 0; i < 2; ++i) {
+    FakeClock time;
+    Screen screen;
+    TerminalReport report({.terminal = true, .columns = 110}, time.clock(), screen.write());
+    RunProgress progress = Halfway();
+    if (i == 1) progress.waiting_for = "pull of step 703 from server 1 shard 0";
+    report.OnProgress(progress);
+    bars[i] = screen.text.substr(0, screen.text.find(']') + 1);
+    EXPECT_THAT(screen.text, HasSubstr("step 703/2345"));
+  }
+  EXPECT_EQ(bars[0], bars[1]);
+}
+
 TEST(TerminalReport, PlainLinesElsewhere) {
   FakeClock time;
   Screen screen;

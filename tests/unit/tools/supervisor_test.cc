@@ -181,13 +181,30 @@ TEST_F(SupervisorTest, ChildrenDieWithTheParentEvenByKill) {
 }
 
 TEST(FindCause, PrefersAKillThenWhomTheLeaderNames) {
-  const Supervisor::Failure leader{10, true, false, "leader"}, told{12, false, false, "told"},
-      cause{13, false, false, "cause"}, killed{14, false, true, "killed"};
+  const Supervisor::Failure leader{10, true, false, "leader", "10.log"},
+      told{12, false, false, "told", "12.log"}, cause{13, false, false, "cause", "13.log"},
+      killed{14, false, true, "killed", "14.log"};
   EXPECT_EQ(FindCause({leader, told, cause, killed}, "worker 0 (host:13) failed")->text, "killed");
   EXPECT_EQ(FindCause({leader, told, cause}, "worker 0 (host:13) failed: no data")->text, "cause");
-  EXPECT_EQ(FindCause({leader, told, cause}, "worker 0 (host:1) failed")->text, "told");
+  EXPECT_EQ(FindCause({leader, told, cause}, "worker 0 (host:1) failed")->text, "leader");
+  EXPECT_EQ(FindCause({leader, told, cause}, "")->text, "told");
   EXPECT_EQ(FindCause({leader}, "")->text, "leader");
   EXPECT_EQ(FindCause({}, ""), nullptr);
+}
+
+TEST(DescribeCause, PrefersTheLeadersAccountIfItDecided) {
+  const Supervisor::Failure leader{10, true, false, "leader", "10.log"},
+      told{12, false, false, "told", "12.log"}, cause{13, false, false, "cause", "13.log"},
+      killed{14, false, true, "killed", "14.log"};
+  EXPECT_EQ(DescribeCause({told, cause, leader}, "worker 0 (host:13) failed:\nno data"),
+            "worker 0 (host:13) failed: no data; log: 13.log");
+  EXPECT_EQ(DescribeCause({told, leader}, "worker 1 is missing"),
+            "worker 1 is missing; log: 10.log");
+  EXPECT_EQ(DescribeCause({told, leader, killed}, "worker 2 (host:14) is dead"), "killed");
+  EXPECT_EQ(DescribeCause({leader}, ""), "leader");
+  // The leader is not among those that failed by themselves: it was stopped in the end.
+  EXPECT_EQ(DescribeCause({told}, "stopped by SIGTERM"), "told");
+  EXPECT_EQ(DescribeCause({}, ""), "");
 }
 
 TEST(LastLine, PassesOverBlanksAndControlCharacters) {

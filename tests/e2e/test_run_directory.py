@@ -178,21 +178,21 @@ class Terminal(harness.E2eTest):
                 self.check_bar(columns)
 
     def check_bar(self, columns):
-        sets = ["data.synthetic.train_samples=20000", "training.epochs=2", "cluster.heartbeat_ms=100"]
+        sets = ["data.synthetic.train_samples=20000", "training.epochs=6", "cluster.heartbeat_ms=100"]
         run, master = self.start_on_terminal(sets, columns=columns)
         text = self.read_all(master)
         self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
         self.assertIn("\r\x1b[K", text, "the bar is drawn over")
         pieces = re.split(r"\r\x1b\[K|\r\n", text)
-        bars = [piece for piece in pieces if re.match(r"epoch \d/2 \[", piece)]
+        bars = [piece for piece in pieces if re.match(r"epoch \d/6 \[", piece)]
         self.assertGreater(len({bar for bar in bars if "step 0/" not in bar}), 1, text)
         for bar in bars:
-            self.assertRegex(bar, r"^epoch \d/2 \[=*>? *\] +\d+%  (step \d+/1250  )?loss \d+\.\d{4}  [\d,]+ samples/s  "
+            self.assertRegex(bar, r"^epoch \d/6 \[=*>? *\] +\d+%  (step \d+/3750  )?loss \d+\.\d{4}  [\d,]+ samples/s  "
                                   r"staleness 0")
             self.assertLess(len(bar), columns)
         # What stays on the screen is whole lines, no bar among them.
         kept = [line.split("\r\x1b[K")[-1] for line in text.split("\r\n")]
-        self.assertTrue(any(line.startswith("epoch 2/2  train loss") for line in kept), kept)
+        self.assertTrue(any(line.startswith("epoch 6/6  train loss") for line in kept), kept)
         self.assertFalse(any("[=" in line or "[>" in line for line in kept), kept)
 
     def test_ctrl_c_at_the_keyboard(self):

@@ -152,6 +152,22 @@ class Strangers(harness.E2eTest):
         self.check(attack, refused=False)
         self.assertGreaterEqual(self.answers, 6)
 
+    def test_frames_of_this_job_from_nobody_who_is_in_it(self):
+        """As from a node of an earlier run of the same name, which has not noticed that it is over."""
+        kinds = (zmtp.REGISTER, zmtp.HEARTBEAT, zmtp.REPORT, zmtp.FINISHED, zmtp.FAILED, zmtp.ASSIGN, zmtp.STOP,
+                 zmtp.PUSH, zmtp.PULL, zmtp.LEAVE, zmtp.NORM)
+        job = zmtp.job_id("tiny_synthetic")
+
+        def attack(port):
+            me = self.random.getrandbits(64) | 1
+            stranger = zmtp.dealer(port, zmtp.routing_id(me))
+            # Bodies that parse: nothing, and a field 1 that is 1 ("ok", "after_tick", "data_epoch" ...).
+            frames = [zmtp.header(kind, job, me, request_id=number + 1, body=body, incarnation=1, epoch=1, rank=rank)
+                      for number, (kind, body, rank) in
+                      enumerate((k, b, r) for k in kinds for b in (b"", b"\x08\x01") for r in (0, 1))]
+            self.send(stranger, b"".join(zmtp.message(zmtp.envelope(f)) for f in frames))
+        self.check(attack, refused=False)
+
     def test_before_anybody_has_joined(self):
         scheduler = self.start_scheduler()
         endpoint = self.endpoint()

@@ -5,7 +5,8 @@ import struct
 import zlib
 
 GREETING = b"\xff" + bytes(8) + b"\x7f" + b"\x03\x00" + b"NULL".ljust(20, b"\0") + b"\x00" + bytes(31)
-HELLO, FAILED, ASSIGN, STOP, COUNT, PUSH, PULL, LEAVE = 10, 15, 20, 21, 22, 30, 31, 32
+HELLO, REGISTER, HEARTBEAT, REPORT, FINISHED, FAILED = range(10, 16)
+ASSIGN, STOP, COUNT, PUSH, PULL, LEAVE, NORM = 20, 21, 22, 30, 31, 32, 40
 
 
 def routing_id(node):
@@ -63,10 +64,19 @@ def _varint(value):
     return bytes(out) + bytes([value])
 
 
-def header(kind, job, sender, request_id=1, body=b"", protocol=1):
+def job_id(name):
+    """FNV-1a of the job's name, as ps/net/admission.cc has it."""
+    value = 0xcbf29ce484222325
+    for byte in name.encode():
+        value = (value ^ byte) * 0x100000001b3 & 0xffffffffffffffff
+    return value
+
+
+def header(kind, job, sender, request_id=1, body=b"", protocol=1, incarnation=0, epoch=0, rank=0):
     """FrameHeader of wire.proto as Protobuf bytes."""
     out = b"\x08" + _varint(protocol) + b"\x10" + _varint(kind) + b"\x19" + struct.pack("<Q", job)
-    out += b"\x21" + struct.pack("<Q", sender) + b"\x30" + _varint(request_id)
+    out += b"\x21" + struct.pack("<Q", sender) + b"\x28" + _varint(incarnation) + b"\x30" + _varint(request_id)
+    out += b"\x40" + _varint(epoch) + b"\x50" + _varint(rank)
     return out + (b"\x7a" + _varint(len(body)) + body if body else b"")
 
 

@@ -1,4 +1,4 @@
-"""What the tests of real processes share: starting roles, waiting with deadlines, and seeing that nobody is left behind.
+"""What the tests of real processes share: starting roles, waiting with deadlines, seeing that nobody is left behind.
 
     python3 tests/e2e/test_modes.py --bin build/release/bin [unittest's own arguments]
 
@@ -211,7 +211,8 @@ class E2eTest(unittest.TestCase):
     def child(self, role, rank, run="run"):
         """The pid of a child of `parley run`, by the log it writes."""
         log = str(self.dir / run / "logs" / f"{role}-{rank}.log")
-        found = [pid for pid, argv in processes_with(self.dir).items() if argv[0].endswith(f"/parley-{role}") and log in argv]
+        found = [pid for pid, argv in processes_with(self.dir).items()
+                 if argv[0].endswith(f"/parley-{role}") and log in argv]
         self.assertEqual(len(found), 1, f"{role} {rank}: {processes_with(self.dir)}")
         return found[0]
 

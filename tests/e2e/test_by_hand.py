@@ -45,7 +45,8 @@ class ByHand(harness.E2eTest):
         port.close()
         nodes = [self.start_node("worker", f"worker-{i}", endpoint) for i in range(2)]
         nodes += [self.start_node("server", f"server-{i}", endpoint) for i in range(2)]
-        self.await_("nodes that try", lambda: all("joining" in self.log_text(self.log(f"worker-{i}")) for i in range(2)))
+        self.await_("nodes that try",
+                    lambda: all("joining" in self.log_text(self.log(f"worker-{i}")) for i in range(2)))
         nodes.append(self.start_scheduler(bind=endpoint))
         self.end_well(nodes)
 

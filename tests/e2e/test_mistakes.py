@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Wrong on purpose: one line that names the thing, the value and what is allowed, a code that says so, and nobody left."""
+"""Wrong on purpose: one line that names the thing, the value and what is allowed, the right code, and nobody left."""
 
 import signal
 
@@ -98,7 +98,8 @@ class Files(harness.E2eTest):
         for change, parts in cases.items():
             with self.subTest(change):
                 name = "run" + str(list(cases).index(change))
-                self.assert_fails(self.start_run(name=name, sets=[change]), f"--set {change}", *parts, "allowed: ", code=2)
+                run = self.start_run(name=name, sets=[change])
+                self.assert_fails(run, f"--set {change}", *parts, "allowed: ", code=2)
 
     def test_an_experiment_that_is_not_there(self):
         self.assert_fails(self.start_run(self.dir / "none.textproto"), self.dir / "none.textproto", "cannot be opened",
@@ -129,12 +130,14 @@ class Flags(harness.E2eTest):
         for number, (command, right) in enumerate(zip(cases, expected)):
             process = self.start(f"p{number}", *command)
             wrong = next(str(a) for a in command if str(a).startswith("--"))
-            line = self.assert_fails(process, f"unknown flag '{wrong}'", f"did you mean '{right}'?", "allowed: ", code=2)
+            line = self.assert_fails(process, f"unknown flag '{wrong}'", f"did you mean '{right}'?", "allowed: ",
+                                     code=2)
             self.assertEqual(line.count(command[0] + ":") + line.count(command[0] + " "), 1, line)
 
     def test_values_that_do_not_fit(self):
-        cases = {("parley-server", "--scheduler", "tcp://127.0.0.1:9", "--shards", "65"): ("--shards", "'65'", "1..64"),
-                 ("parley-worker", "--scheduler", "tcp://127.0.0.1:9", "--join-timeout", "x"): ("--join-timeout", "'x'"),
+        at = ("--scheduler", "tcp://127.0.0.1:9")
+        cases = {("parley-server", *at, "--shards", "65"): ("--shards", "'65'", "1..64"),
+                 ("parley-worker", *at, "--join-timeout", "x"): ("--join-timeout", "'x'"),
                  ("parley", "run", harness.TINY, "--transport", "udp"): ("--transport", "'udp'", "tcp, ipc"),
                  ("parley-scheduler", "--run-dir", "x"): ("--experiment is missing",),
                  ("parley", "runn", "x"): ("unknown command 'runn'", "did you mean 'run'?")}

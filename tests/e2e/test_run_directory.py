@@ -63,7 +63,8 @@ class RunDirectory(harness.E2eTest):
         times = [line["seconds"] for line in lines]
         self.assertEqual(times, sorted(times))
         events = [line["text"] for line in lines if line["type"] == "event"]
-        for part in ("server 0", "server 1", "worker 0", "worker 1", "training starts: 2 servers, 2 workers, 512 samples"):
+        for part in ("server 0", "server 1", "worker 0", "worker 1",
+                     "training starts: 2 servers, 2 workers, 512 samples"):
             self.assertTrue(any(part in event for event in events), part)
 
     def check_curves(self, path):

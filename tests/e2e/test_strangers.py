@@ -101,7 +101,8 @@ class Strangers(harness.E2eTest):
 
     def test_zeromq_messages_of_random_bytes(self):
         def attack(port):
-            identity = self.random.choice((zmtp.routing_id(self.random.getrandbits(64) | 1), b"x", zmtp.routing_id(0), b""))
+            a_node = zmtp.routing_id(self.random.getrandbits(64) | 1)
+            identity = self.random.choice((a_node, b"x", zmtp.routing_id(0), b""))
             stranger = zmtp.dealer(port, identity)
             garbage = [zmtp.message(*(self.bytes(400) for _ in range(self.random.randint(1, 6)))) for _ in range(20)]
             garbage += [zmtp.message(b""), zmtp.message(b"", b""), zmtp.message(b"PRLY"), zmtp.message(b"x" * 100000)]

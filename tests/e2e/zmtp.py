@@ -1,4 +1,4 @@
-"""The client's side of ZMTP 3.0, ZeroMQ's protocol, and of Parley's envelope: as much as a stranger needs to be a nuisance."""
+"""The client's side of ZMTP 3.0, ZeroMQ's protocol, and of Parley's envelope: all that a stranger needs to annoy."""
 
 import socket
 import struct

@@ -67,6 +67,13 @@ void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& 
     Answer(from, request.header, known->second);
     return;
   }
+  if (norm.partial().empty()) {
+    // Or a stranger could open groups that nobody will ever complete.
+    rpc_->ReplyError(
+        from, request.header,
+        absl::InvalidArgumentError("a norm needs the share of one partition at least"));
+    return;
+  }
   for (const pb::Norm::Partial& partial : norm.partial()) {
     const bool owned =
         partial.partition() < setup_.owners.size() && setup_.owners[partial.partition()] == from;

@@ -284,6 +284,17 @@ TEST_P(Strangers, PeersWithoutANodesRoutingIdAreRefused) {
   ExpectBusinessAsUsual();
 }
 
+// The scheduler's NodeId is known to all, and a STOP in its name would end a job.
+TEST_P(Strangers, NobodySpeaksForTheSchedulerOnAPortOfOurs) {
+  const uint64_t before = rig_->Counters(kB).refused;
+  RawZmq raw(ZMQ_DEALER, RoutingId(kSchedulerNode));
+  raw.Connect(endpoint_);
+  Frame stop = MakeFrame(1);
+  raw.Send({EncodedHeader(stop, kSchedulerNode)});
+  EXPECT_TRUE(WaitForRefusals(kB, before + 1));
+  ExpectBusinessAsUsual();
+}
+
 TEST_P(Strangers, AnotherNodeAtAPeersEndpointIsNotTakenForThePeer) {
   // C is gone and B sits where C was: what B says to A as B is fine, on C's connection it is not.
   rig_->Start(kC, {.listens = false});

@@ -31,6 +31,11 @@ absl::StatusOr<Member*> Membership::Admit(NodeId node, const pb::Hello& hello, a
     known->last_heard = now;
     return known;
   }
+  if (hello.node_name().size() > kMaxName || hello.endpoint().size() > kMaxName) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("a name of %d and an endpoint of %d bytes; allowed are %d each",
+                        hello.node_name().size(), hello.endpoint().size(), kMaxName));
+  }
   Member member;
   member.node = node;
   member.role = hello.role();

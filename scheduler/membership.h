@@ -37,6 +37,8 @@ class Membership {
  public:
   // Nodes that may wait beyond those the experiment asks for, per role.
   static constexpr uint32_t kMaxSpares = 64;
+  // Bytes of what a node calls itself, and of its endpoint: they are kept and shown.
+  static constexpr size_t kMaxName = 256;
 
   Membership(std::string job, const pb::Cluster& cluster);
 

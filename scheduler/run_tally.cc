@@ -103,7 +103,7 @@ RunSummary RunTally::Summary(absl::Duration wall) const {
   for (const auto& [rank, finished] : finished_) {
     summary.steps = std::max<uint64_t>(summary.steps, finished.steps());
     summary.pushes_acknowledged += finished.pushes_acked();
-    summary.push_retries += finished.push_retries();
+    summary.rpc_retries += finished.rpc_retries();
     summary.bytes_pushed += finished.bytes_pushed();
     summary.bytes_pulled += finished.bytes_pulled();
     if (!finished.weights_sha256().empty()) summary.weights_sha256 = finished.weights_sha256();

@@ -104,7 +104,12 @@ class SchedulerNode::Impl {
       if (admitted.ok()) member = *admitted;
     }
     if (!status.ok()) {
-      observer_->OnEvent(absl::StrFormat("refused %s: %s", hello.node_name(), status.message()));
+      // A stranger that keeps asking must not fill the record.
+      if (env_->Now() - last_refusal_ >= absl::Seconds(1)) {
+        last_refusal_ = env_->Now();
+        observer_->OnEvent(absl::StrFormat(
+            "refused %s: %s", hello.node_name().substr(0, Membership::kMaxName), status.message()));
+      }
       rpc_.ReplyError(from, request.header, status);
       return;
     }
@@ -446,6 +451,7 @@ class SchedulerNode::Impl {
   RunTally tally_;
   Phase phase_ = Phase::kGathering;
   absl::Duration started_, training_since_;
+  absl::Duration last_refusal_ = -absl::InfiniteDuration();  // that was told
   pb::Register tables_;  // what the first worker needs; all must agree
   std::map<NodeId, pb::FrameHeader>
       registered_;  // parked REGISTERs, to be answered with the assignment

@@ -63,7 +63,10 @@ void Trainer::BeginEpoch() {
   if (tick_ < epoch_end_) {
     BeginTick();
   } else {
-    MaybeEndEpoch();  // no sample is this worker's
+    // No sample is this worker's. By the loop, or a worker without any would nest a call an epoch.
+    env_->Post([this, alive = std::weak_ptr<bool>(alive_)] {
+      if (!alive.expired()) MaybeEndEpoch();
+    });
   }
 }
 

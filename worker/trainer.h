@@ -46,7 +46,7 @@ class Trainer {
   // All required; on_finished or on_error is the last to be called.
   struct Handlers {
     absl::AnyInvocable<void(pb::Report)> on_report;
-    // Everything is done. push_retries is not filled in: the trainer does not see them.
+    // Everything is done. rpc_retries is not filled in: the trainer does not see them.
     absl::AnyInvocable<void(pb::Finished)> on_finished;
     absl::AnyInvocable<void(const absl::Status&)> on_error;
   };

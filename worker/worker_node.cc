@@ -190,7 +190,7 @@ class WorkerNode::Impl {
   // FINISHED comes after every REPORT, though the network keeps no order.
   void MaybeFinish() {
     if (!finished_.has_value() || reports_open_ > 0 || std::exchange(finish_sent_, true)) return;
-    finished_->set_push_retries(rpc_.counters().retries);
+    finished_->set_rpc_retries(rpc_.counters().retries);
     Log(absl::StrFormat("finished after %d steps", finished_->steps()));
     link_.Ask(pb::FINISHED, finished_->SerializeAsString(), AskTimeout(), "the finished training",
               [this](absl::StatusOr<Frame> answer) {

@@ -101,7 +101,7 @@ def limits(runs, epoch):
                                 "wait": round(1000 * wait / steps, 4), "server_update": round(1000 * apply / steps, 4)},
         "bytes_a_step": {"pushed": round(median(lambda s: s["bytes_pushed"] / s["steps"])),
                          "pulled": round(median(lambda s: s["bytes_pulled"] / s["steps"]))},
-        "push_retries": median(lambda s: s["push_retries"]),
+        "rpc_retries": median(lambda s: s["rpc_retries"]),
     }
 
 

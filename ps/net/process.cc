@@ -86,9 +86,10 @@ absl::StatusOr<std::unique_ptr<NodeProcess>> NodeProcess::Create(Options options
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGHUP);
   // Blocked here and so in all threads to come: the signals reach nobody but the descriptor.
   if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) {
-    return absl::InternalError("SIGTERM and SIGINT cannot be blocked");
+    return absl::InternalError("SIGTERM, SIGINT and SIGHUP cannot be blocked");
   }
   const int fd = signalfd(-1, &signals, SFD_NONBLOCK | SFD_CLOEXEC);
   if (fd < 0) return absl::InternalError(absl::StrCat("signalfd: ", std::strerror(errno)));
@@ -159,7 +160,9 @@ int NodeProcess::Run() {
 bool NodeProcess::OnSignal() {
   signalfd_siginfo info;
   if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) return false;
-  const char* name = info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM";
+  const char* name = info.ssi_signo == SIGINT   ? "SIGINT"
+                     : info.ssi_signo == SIGHUP ? "SIGHUP"
+                                                : "SIGTERM";
   Log(absl::StrCat("received ", name));
   if (why_.ok()) why_ = absl::CancelledError(absl::StrCat("stopped by ", name));
   if (std::exchange(signalled_, true)) {

@@ -18,8 +18,8 @@
 // transport and a thread of its own. When one node ends with an error the others are stopped for
 // the same reason; when all have ended the process ends.
 //
-// SIGTERM and SIGINT end the nodes cleanly (they tell the scheduler first); a second one ends the
-// process at once. SIGPIPE is ignored.
+// SIGTERM, SIGINT and SIGHUP end the nodes cleanly (they tell the scheduler first); a second one
+// ends the process at once. SIGPIPE is ignored.
 //
 // Thread-safety: all calls from the thread that made it, before Run; Log from any thread.
 #ifndef PARLEY_PS_NET_PROCESS_H_
@@ -70,8 +70,8 @@ class NodeProcess {
             [raw](const absl::Status& status) { raw->Stop(status); }};
   }
 
-  // Blocks the signals and tunes malloc, so call it before anything starts a thread. Errors name the log file or the
-  // system call.
+  // Blocks the signals and tunes malloc, so call it before anything starts a thread. Errors name
+  // the log file or the system call.
   static absl::StatusOr<std::unique_ptr<NodeProcess>> Create(Options options);
   ~NodeProcess();
   NodeProcess(const NodeProcess&) = delete;

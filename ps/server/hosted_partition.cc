@@ -77,8 +77,21 @@ void HostedPartition::OnNorm(NormGroup group, double total) {
 
 void HostedPartition::OnLeave(uint32_t worker, uint64_t after_tick) {
   aggregator_->OnLeave(worker, after_tick);
-  policy_.OnLeave(worker);
+  leaving_.insert(worker);
   Advance();
+}
+
+// Readers wait for a leaver as long as a gradient of its is complete but not applied.
+void HostedPartition::LetGo() {
+  std::erase_if(leaving_, [this](uint32_t worker) {
+    const bool busy =
+        std::any_of(pending_.begin(), pending_.end(), [&](const PendingStep& pending) {
+          return std::find(pending.step.closed.begin(), pending.step.closed.end(), worker) !=
+                 pending.step.closed.end();
+        });
+    if (!busy) policy_.OnLeave(worker);
+    return !busy;
+  });
 }
 
 // Moves every step that the aggregator has complete on towards the weights.
@@ -125,6 +138,7 @@ void HostedPartition::ApplyReady() {
     Apply(*it);
     it = pending_.erase(it);
   }
+  LetGo();
 }
 
 void HostedPartition::Apply(PendingStep& pending) {

@@ -11,6 +11,7 @@
 #include <deque>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -93,6 +94,7 @@ class HostedPartition {
   void Advance();
   void ApplyReady();
   void Apply(PendingStep& pending);
+  void LetGo();
 
   const Setup setup_;
   DensePartition dense_;
@@ -101,6 +103,7 @@ class HostedPartition {
   ConsistencyPolicy policy_;
   NormRequest request_norm_;
   std::deque<PendingStep> pending_;      // complete, in order, but their norm is not known yet
+  std::set<uint32_t> leaving_;           // have said so, but still have gradients in pending_
   std::vector<const float*> gradients_;  // scratch
 };
 

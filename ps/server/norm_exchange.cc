@@ -77,11 +77,12 @@ void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& 
   for (const pb::Norm::Partial& partial : norm.partial()) {
     const bool owned =
         partial.partition() < setup_.owners.size() && setup_.owners[partial.partition()] == from;
-    if (owned && partial.sum_of_squares() >= 0) continue;
+    // Not a number is what a diverged run has, and it must end as it would on one server.
+    if (owned && !(partial.sum_of_squares() < 0)) continue;
     rpc_->ReplyError(from, request.header,
                      absl::InvalidArgumentError(absl::StrFormat(
                          "norm of partition %d is %g; allowed are the sender's own partitions and "
-                         "sums of squares that are numbers",
+                         "sums of squares that are not negative",
                          partial.partition(), partial.sum_of_squares())));
     return;
   }

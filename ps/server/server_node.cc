@@ -391,6 +391,11 @@ class ServerNode::Impl {
   }
 
   void OnCount(NodeId from, const Frame& request) {
+    if (from != kSchedulerNode) {
+      rpc_.ReplyError(from, request.header,
+                      absl::PermissionDeniedError("COUNT is the scheduler's to ask"));
+      return;
+    }
     pb::ServerCounts counts;
     counts.set_pushes_accepted(counters_.accepted);
     counts.set_pushes_applied(counters_.applied);

@@ -153,7 +153,7 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary) {
       .Count("pushes_applied", summary.pushes_applied)
       .Count("pushes_dropped", summary.pushes_dropped)
       .Count("pushes_duplicate", summary.pushes_duplicate)
-      .Count("push_retries", summary.push_retries)
+      .Count("rpc_retries", summary.rpc_retries)
       .Count("bytes_pushed", summary.bytes_pushed)
       .Count("bytes_pulled", summary.bytes_pulled)
       .Count("max_staleness", summary.max_staleness)

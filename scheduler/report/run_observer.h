@@ -53,7 +53,7 @@ struct RunSummary {
   double apply_seconds = 0;  // inside the servers' update pass, the busiest shard
   uint64_t bytes_pushed = 0, bytes_pulled = 0;
   uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0,
-           push_retries = 0;
+           rpc_retries = 0;
   uint64_t max_staleness = 0;
   std::string weights_sha256;
   std::vector<EpochMetrics> epochs;

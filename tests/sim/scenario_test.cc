@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "tests/sim/cluster.h"
+#include "tests/sim/scenario.h"
 
 namespace parley {
 namespace {
@@ -83,7 +84,7 @@ TEST(Consistency, ASlowWorkerIsWaitedForWithoutRetries) {
   const SimOutcome outcome = RunCluster(run);
   ExpectGood(outcome);
   EXPECT_GT(outcome.virtual_time, absl::Seconds(4));
-  EXPECT_EQ(outcome.summary.push_retries, 0u);
+  EXPECT_EQ(outcome.summary.rpc_retries, 0u);
 }
 
 TEST(Consistency, WorkersWithoutSamplesStillCloseTheStep) {
@@ -144,6 +145,14 @@ TEST(Failure, ANodeThatNeverComesIsNamed) {
               AllOf(HasSubstr("did not start within start_timeout_ms 5000"),
                     HasSubstr("still loading: worker 1")));
   EXPECT_LT(outcome.virtual_time, absl::Seconds(10));
+}
+
+// A few of the seeds that parley-sim runs by the hundred, where a sanitizer can watch them.
+TEST(RandomScenarios, TheFirstSeeds) {
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    SCOPED_TRACE(seed);
+    EXPECT_THAT(CheckSeed(seed, /*verbose=*/false), IsEmpty());
+  }
 }
 
 // Seeds that failed once, kept with what they found.

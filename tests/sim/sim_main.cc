@@ -2,10 +2,9 @@
 //
 //   parley-sim --seeds 500 [--first 1]     seeds 1 .. 500
 //   parley-sim --seed 42 --verbose         one, with what every node says
-//   parley-sim --seeds 2000 --expect-caught    for mutants: succeeds once a seed fails, fails if
-//   none does
-//   parley-sim --experiment FILE [--set a.b=c]    that experiment without faults; prints
-//   "weights_sha256 <hash>", which real processes must arrive at, too
+//   parley-sim --seeds 2000 --expect-caught TEXT    for mutants: succeeds once a seed fails with
+//   TEXT, fails if none does parley-sim --experiment FILE [--set a.b=c]    that experiment without
+//   faults; prints "weights_sha256 <hash>", which real processes must arrive at, too
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,8 +20,9 @@ namespace {
 
 struct Args {
   uint64_t first = 1, seeds = 500;
-  bool verbose = false, expect_caught = false, bad = false;
-  std::string experiment;  // a file; empty: seeds
+  bool verbose = false, bad = false;
+  std::string expect_caught;  // what the checkers must say; empty: nothing is expected
+  std::string experiment;     // a file; empty: seeds
   std::vector<std::string> overrides;
 };
 
@@ -45,7 +45,8 @@ Args Parse(int argc, char** argv) {
     } else if (!std::strcmp(argv[i], "--verbose")) {
       args.verbose = true;
     } else if (!std::strcmp(argv[i], "--expect-caught")) {
-      args.expect_caught = true;
+      if (i + 1 >= argc) return args.bad = true, args;
+      args.expect_caught = argv[++i];
     } else if (!std::strcmp(argv[i], "--experiment") && i + 1 < argc) {
       args.experiment = argv[++i];
     } else if (!std::strcmp(argv[i], "--set") && i + 1 < argc) {
@@ -86,7 +87,7 @@ int main(int argc, char** argv) {
   if (args.bad) {
     std::fprintf(
         stderr,
-        "usage: parley-sim [--seeds N] [--first S] [--seed S] [--verbose] [--expect-caught]\n"
+        "usage: parley-sim [--seeds N] [--first S] [--seed S] [--verbose] [--expect-caught TEXT]\n"
         "       parley-sim --experiment FILE [--set A.B=C] [--verbose]\n");
     return 2;
   }
@@ -100,13 +101,17 @@ int main(int argc, char** argv) {
                 parley::Describe(parley::RandomScenario(seed)).c_str());
     for (const std::string& line : wrong) std::printf("  %s\n", line.c_str());
     std::printf("  replay: %s --seed %lu --verbose\n", argv[0], seed);
-    if (args.expect_caught) {
-      std::printf("caught at seed %lu\n", seed);
-      return 0;
+    if (!args.expect_caught.empty()) {
+      for (const std::string& line : wrong) {
+        if (line.find(args.expect_caught) == std::string::npos) continue;
+        std::printf("caught at seed %lu\n", seed);
+        return 0;
+      }
+      continue;  // it broke, but nobody saw why
     }
     if (failed >= 10) break;
   }
-  if (args.expect_caught) {
+  if (!args.expect_caught.empty()) {
     std::printf("not caught in %lu seeds\n", args.seeds);
     return 1;
   }

@@ -126,6 +126,10 @@ class LocalRun {
 
  private:
   absl::Status StartAll() {
+    // First of all: from here on a signal is seen, and what has been made is cleaned up.
+    absl::StatusOr<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create({});
+    if (!supervisor.ok()) return supervisor.status();
+    supervisor_ = *std::move(supervisor);
     const bool ipc = experiment_.cluster().transport() == pb::Cluster::IPC;
     if (ipc) {
       absl::StatusOr<std::unique_ptr<SocketDirectory>> sockets = SocketDirectory::Create();
@@ -135,10 +139,6 @@ class LocalRun {
     const std::string resolved = run_dir_ + "/experiment.resolved.textproto";
     absl::Status written = WriteFileWhole(resolved, ExperimentToText(experiment_));
     if (!written.ok()) return written;
-    absl::StatusOr<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create({});
-    if (!supervisor.ok()) return supervisor.status();
-    supervisor_ = *std::move(supervisor);
-
     const std::string endpoint_file = run_dir_ + "/scheduler.endpoint";
     if (absl::Status s = StartScheduler(resolved, endpoint_file); !s.ok()) return s;
     absl::StatusOr<std::string> endpoint = supervisor_->WaitForFile(endpoint_file, kSchedulerStart);

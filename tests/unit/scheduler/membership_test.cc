@@ -112,6 +112,10 @@ TEST(Membership, RefusalsSayWhy) {
   no_endpoint.clear_endpoint();
   EXPECT_THAT(members.Admit(NodeId{1}, no_endpoint, {}).status().message(),
               HasSubstr("must name its endpoint"));
+  pb::Hello long_name = WorkerHello();
+  long_name.set_node_name(std::string(300, 'x'));
+  EXPECT_THAT(members.Admit(NodeId{1}, long_name, {}).status().message(),
+              HasSubstr("a name of 300"));
   pb::Hello no_role = WorkerHello();
   no_role.set_role(pb::SCHEDULER);
   EXPECT_THAT(members.Admit(NodeId{1}, no_role, {}).status().message(),

@@ -142,6 +142,19 @@ TEST_F(HostedPartitionTest, ALaterTickDoesNotOvertakeOneThatWaitsForItsNorm) {
   EXPECT_THAT(Weights(), ElementsAre(-1, -1, 0, 0));
 }
 
+TEST_F(HostedPartitionTest, ALeaverIsWaitedForUntilItsGradientsAreIn) {
+  Make("SSP", 2, /*clip_norm=*/100);  // staleness 0
+  ASSERT_TRUE(Push(0, 0, {1, 0, 0, 0}, 1, 1).ok());
+  ASSERT_TRUE(Push(1, 0, {1, 0, 0, 0}, 1, 1).ok());
+  partition_->OnNorm(norms_[1].first, 1);
+  partition_->OnLeave(0, 1);
+  EXPECT_FALSE(
+      partition_->MayRead(1));  // worker 0's tick is acknowledged, but its norm is not known
+  partition_->OnNorm(norms_[0].first, 1);
+  EXPECT_TRUE(partition_->MayRead(1));
+  EXPECT_THAT(Weights(), ElementsAre(-2, 0, 0, 0));
+}
+
 TEST_F(HostedPartitionTest, TheLastReadWaitsUntilAllHaveLeft) {
   Make("ASP", 2);
   EXPECT_FALSE(partition_->MayRead(HostedPartition::kAfterAllLeft));

@@ -284,7 +284,6 @@ def conditions(args):
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
         "libc": " ".join(platform.libc_ver()),
         "load_at_start": round(os.getloadavg()[0], 2),
         # Of this script's checkout; the binaries are of the same only if they were built from it.

@@ -86,7 +86,11 @@ absl::StatusOr<std::unique_ptr<NodeProcess>> NodeProcess::Create(Options options
   sigemptyset(&signals);
   sigaddset(&signals, SIGTERM);
   sigaddset(&signals, SIGINT);
-  sigaddset(&signals, SIGHUP);
+  // Unless it is ignored, as under nohup: a blocked signal would be queued all the same.
+  struct sigaction hangup;
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+    sigaddset(&signals, SIGHUP);
+  }
   // Blocked here and so in all threads to come: the signals reach nobody but the descriptor.
   if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) {
     return absl::InternalError("SIGTERM, SIGINT and SIGHUP cannot be blocked");

@@ -27,7 +27,12 @@ absl::Duration Monotonic() {
 sigset_t WatchedSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (int signal : {SIGCHLD, SIGINT, SIGTERM, SIGHUP}) sigaddset(&set, signal);
+  for (int signal : {SIGCHLD, SIGINT, SIGTERM}) sigaddset(&set, signal);
+  // Unless it is ignored, as under nohup: a blocked signal would be queued all the same.
+  struct sigaction hangup;
+  if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
+    sigaddset(&set, SIGHUP);
+  }
   return set;
 }
 

@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<Layer>> CreateLayer(const pb::Layer& config, Laye
       return DropoutLayer::Create(config.dropout(), std::move(place));
     case pb::Layer::kFlatten:
       return FlattenLayer::Create(std::move(place));
+    case pb::Layer::kEmbedding:  // the worker's, in front of the chain
     case pb::Layer::kLogSoftmax:
     case pb::Layer::KIND_NOT_SET:
       break;

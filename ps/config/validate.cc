@@ -122,6 +122,9 @@ class Validator {
         return Idx(data.idx());
       case pb::Data::kSynthetic:
         return Synthetic(data.synthetic());
+      case pb::Data::kClickLog:
+      case pb::Data::kSyntheticClicks:
+        return;
     }
   }
 

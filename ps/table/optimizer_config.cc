@@ -81,6 +81,12 @@ absl::Status CheckRule(const pb::Optimizer& config) {
       return CheckAll({{"adamw.beta1", config.adamw().beta1(), Field::kFractionBelowOne},
                        {"adamw.beta2", config.adamw().beta2(), Field::kFractionBelowOne},
                        {"adamw.eps", config.adamw().eps(), Field::kNotNegative}});
+    case pb::Optimizer::kFtrl:
+    case pb::Optimizer::kRowAdagrad:
+      return absl::InvalidArgumentError(
+          "optimizer: ftrl and row_adagrad are rules for the rows of sparse tables; dense tables "
+          "take sgd, adagrad, "
+          "adadelta, rmsprop, adam, adamw");
     case pb::Optimizer::RULE_NOT_SET:
       break;
   }

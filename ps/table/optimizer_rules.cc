@@ -51,6 +51,8 @@ UpdateRule RuleOf(const pb::Optimizer& config) {
     case pb::Optimizer::kAdam:
       return config.adam().amsgrad() ? UpdateRule::kAdamAmsgrad : UpdateRule::kAdam;
     case pb::Optimizer::kAdamw:
+    case pb::Optimizer::kFtrl:  // of rows only
+    case pb::Optimizer::kRowAdagrad:
     case pb::Optimizer::RULE_NOT_SET:  // refused by CheckOptimizer
       return UpdateRule::kAdam;
   }
@@ -113,6 +115,8 @@ RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
       SetAdam(config.adamw(), lr, update, &k);
       k.weight_factor = static_cast<float>(1 - lr * DecimalOf(config.weight_decay()));
       break;
+    case pb::Optimizer::kFtrl:
+    case pb::Optimizer::kRowAdagrad:
     case pb::Optimizer::RULE_NOT_SET:
       break;
   }

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
+#include "ps/wire/payload.h"
 
 namespace parley {
 namespace {
@@ -17,8 +18,9 @@ using google::protobuf::io::CodedInputStream;
 
 // A header costs memory by its fields, not by its bytes: two bytes of Protobuf make an empty Part
 // of some sixty, or an unknown field of sixteen. Bounding fields before parsing bounds the memory.
-constexpr int kMaxPartBytes = 256;    // six fields of at most 11 bytes; the rest is for later ones
-constexpr int kMaxOtherFields = 256;  // FrameHeader has 14, each once
+constexpr int kMaxPartBytes =
+    256;  // ten fields of at most 11 bytes and one of 18; the rest is for later ones
+constexpr int kMaxOtherFields = 256;  // FrameHeader has 15, each once
 
 void PutU16(uint16_t value, std::string* out) {
   out->push_back(static_cast<char>(value & 0xff));
@@ -126,40 +128,6 @@ absl::Status CheckKind(const pb::FrameHeader& header) {
   }
   if (header.kind() == pb::KIND_UNKNOWN) {
     return absl::InvalidArgumentError("frame: kind is missing or 0, allowed are those of pb::Kind");
-  }
-  return absl::OkStatus();
-}
-
-// The i-th buffer belongs to the i-th part with count > 0.
-absl::Status CheckPayload(const pb::FrameHeader& header, const std::vector<Buffer>& payload) {
-  constexpr uint64_t kMaxCount = kMaxPayloadBytes / sizeof(float);
-  for (size_t i = 0; i < payload.size(); ++i) {
-    if (payload[i].size() > kMaxPayloadBytes) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("frame: payload buffer %d has %d bytes, allowed is 4..%d", i,
-                          payload[i].size(), kMaxPayloadBytes));
-    }
-  }
-  size_t wanted = 0;
-  for (int i = 0; i < header.part_size(); ++i) {
-    const uint64_t count = header.part(i).count();
-    if (count > kMaxCount) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("frame: part %d has count %d, allowed is 0..%d", i, count, kMaxCount));
-    }
-    if (count == 0) continue;
-    if (wanted < payload.size() && payload[wanted].size() != count * sizeof(float)) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("frame: payload buffer %d has %d bytes, part %d with count %d needs %d",
-                          wanted, payload[wanted].size(), i, count, count * sizeof(float)));
-    }
-    ++wanted;
-  }
-  const bool may_lack = header.kind() != pb::PUSH && header.kind() != pb::REPLY;
-  if (payload.size() != wanted && !(payload.empty() && may_lack)) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "frame: %d payload buffers for %d parts with count > 0 in a %s, allowed is %d%s",
-        payload.size(), wanted, pb::Kind_Name(header.kind()), wanted, may_lack ? " or none" : ""));
   }
   return absl::OkStatus();
 }

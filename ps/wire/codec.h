@@ -35,7 +35,6 @@ inline constexpr size_t kEnvelopeBytes = 16;
 // Bounds on one frame. A frame is far smaller in practice (max_request_kib); these are what a node
 // can be made to hold by one message.
 inline constexpr size_t kMaxHeaderBytes = size_t{64} << 20;
-inline constexpr size_t kMaxPayloadBytes = size_t{1} << 30;  // each payload buffer
 inline constexpr size_t kMaxParts = 65536;
 
 // The first message part. REQUIRES: the header is one that DecodeFrame takes.
@@ -43,9 +42,8 @@ std::string EncodeHeader(const pb::FrameHeader& header);
 
 // A frame from its message parts. kInvalidArgument names the field, its value and what is allowed.
 // A frame that comes out holds to this: its kind is one of pb::Kind and not KIND_UNKNOWN, its
-// weight is finite and >= 0, it has at most kMaxParts parts, and `payload` is either empty or has
-// exactly one buffer of 4 * count bytes for each part with count > 0, in order. A PUSH and a REPLY
-// that have such parts do have the payload.
+// weight is finite and >= 0, it has at most kMaxParts parts, and `payload` holds what the parts say
+// (CheckPayload in payload.h), or nothing where that is allowed.
 absl::StatusOr<Frame> DecodeFrame(std::string_view first_part, std::vector<Buffer> payload);
 
 }  // namespace parley

@@ -16,7 +16,8 @@ namespace parley {
 
 struct Frame {
   pb::FrameHeader header;
-  std::vector<Buffer> payload;  // one per part with count > 0, or none at all
+  std::vector<Buffer>
+      payload;  // keys and values of the parts, end to end (payload.h), or none at all
 
   size_t payload_bytes() const {
     size_t bytes = 0;

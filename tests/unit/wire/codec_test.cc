@@ -1,4 +1,5 @@
 #include "ps/wire/codec.h"
+#include "ps/wire/payload.h"
 
 #include <cmath>
 #include <limits>
@@ -161,19 +162,20 @@ TEST(CodecTest, KeepsUnknownFieldsOfLaterReleases) {
 
 TEST(CodecTest, RefusesPayloadThatDoesNotMatchTheParts) {
   const std::string push = EncodeHeader(PushHeader());
-  ExpectRefused(push, {Buffer::Copy(std::string(12, 'a'))}, {"1 payload buffers", "allowed is 2"});
-  ExpectRefused(push, {}, {"0 payload buffers", "PUSH"});
+  ExpectRefused(push, {Buffer::Copy(std::string(12, 'a'))},
+                {"part 1", "needs 8 bytes", "1 payload buffers"});
+  ExpectRefused(push, {}, {"part 0", "PUSH", "0 payload buffers"});
   std::vector<Buffer> swapped = PushPayload();
   std::swap(swapped[0], swapped[1]);
-  ExpectRefused(push, swapped, {"payload buffer 0 has 8 bytes", "needs 12"});
+  ExpectRefused(push, swapped, {"part 0", "needs 12 bytes", "buffer 0 has 8 left"});
   std::vector<Buffer> extra = PushPayload();
   extra.push_back(Buffer::Copy("abcd"));
   ExpectRefused(push, extra, {"3 payload buffers"});
   extra.back() = Buffer();
-  ExpectRefused(push, extra, {"3 payload buffers"});
+  ExpectRefused(push, extra, {"payload buffer 2 has 0 bytes"});
   std::vector<Buffer> ragged = PushPayload();
   ragged[1] = ragged[1].Slice(0, 7);
-  ExpectRefused(push, ragged, {"payload buffer 1 has 7 bytes", "needs 8"});
+  ExpectRefused(push, ragged, {"part 1", "needs 8 bytes", "has 7 left"});
 }
 
 TEST(CodecTest, OnlyPushAndReplyMustCarryWhatTheyCount) {
@@ -182,7 +184,7 @@ TEST(CodecTest, OnlyPushAndReplyMustCarryWhatTheyCount) {
   ExpectRefused(EncodeHeader(header), {}, {"REPLY"});
   header.set_kind(pb::PULL);
   EXPECT_TRUE(DecodeFrame(EncodeHeader(header), {}).ok());
-  ExpectRefused(EncodeHeader(header), {Buffer::Copy(std::string(12, 'a'))}, {"or none"});
+  ExpectRefused(EncodeHeader(header), {Buffer::Copy(std::string(12, 'a'))}, {"part 1", "PULL"});
 }
 
 TEST(CodecTest, RefusesHugeCountsAndBuffers) {
@@ -203,16 +205,20 @@ void ExpectInvariants(const Frame& frame) {
   ASSERT_NE(frame.header.kind(), pb::KIND_UNKNOWN);
   ASSERT_TRUE(std::isfinite(frame.header.weight()) && frame.header.weight() >= 0);
   ASSERT_LE(static_cast<size_t>(frame.header.part_size()), kMaxParts);
-  std::vector<uint64_t> counts;
-  for (const pb::Part& part : frame.header.part()) {
-    if (part.count() > 0) counts.push_back(part.count());
-  }
   if (frame.payload.empty() && frame.header.kind() != pb::PUSH &&
       frame.header.kind() != pb::REPLY) {
     return;
   }
-  ASSERT_EQ(frame.payload.size(), counts.size());
-  for (size_t i = 0; i < counts.size(); ++i) ASSERT_EQ(frame.payload[i].size(), 4 * counts[i]);
+  const std::vector<PartPayload> runs = SplitPayload(frame);
+  ASSERT_EQ(runs.size(), static_cast<size_t>(frame.header.part_size()));
+  size_t bytes = 0;
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const pb::Part& part = frame.header.part(static_cast<int>(i));
+    ASSERT_EQ(runs[i].keys.size(), part.key_bytes());
+    ASSERT_EQ(runs[i].values.size(), ValueBytes(part));
+    bytes += runs[i].keys.size() + runs[i].values.size();
+  }
+  ASSERT_EQ(bytes, frame.payload_bytes());
 }
 
 std::string Mutate(std::string bytes, std::mt19937_64& random) {

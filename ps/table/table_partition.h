@@ -1,0 +1,87 @@
+// TablePartition: the values of one partition of a table, dense or sparse, behind one interface:
+// what the server does with complete gradients and allowed reads.
+//
+// Owned by one loop; not thread-safe (the Buffers that Read returns are).
+#ifndef PARLEY_PS_TABLE_TABLE_PARTITION_H_
+#define PARLEY_PS_TABLE_TABLE_PARTITION_H_
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "proto/cluster.pb.h"
+#include "ps/base/buffer.h"
+#include "ps/table/optimizer.h"
+
+namespace parley {
+
+// A list of keys as it came: uint64, little-endian, at any alignment. Borrowed.
+class KeyList {
+ public:
+  KeyList() = default;
+  KeyList(const std::byte* bytes, size_t size) : bytes_(bytes), size_(size) {}
+  explicit KeyList(const Buffer& keys) : KeyList(keys.data(), keys.size() / sizeof(uint64_t)) {}
+
+  size_t size() const { return size_; }
+  bool empty() const { return size_ == 0; }
+  uint64_t operator[](size_t i) const {
+    uint64_t key;
+    std::memcpy(&key, bytes_ + i * sizeof(key), sizeof(key));
+    return key;
+  }
+
+ private:
+  const std::byte* bytes_ = nullptr;
+  size_t size_ = 0;
+};
+
+// What one worker contributes to an update. Borrowed.
+struct GradientView {
+  KeyList keys;                   // sparse: the rows, in any order; dense: empty
+  const float* values = nullptr;  // dense: [size]; sparse: [keys, dim]; may be unaligned
+};
+
+class TablePartition {
+ public:
+  virtual ~TablePartition() = default;
+
+  // Partition `index` of `table` with its initial values. `pool` must outlive this and every Buffer
+  // read from it need not. kInvalidArgument: a spec or an optimizer that cannot be, named.
+  // kResourceExhausted: no memory for it.
+  static absl::StatusOr<std::unique_ptr<TablePartition>> Create(const pb::TableSpec& table,
+                                                                uint32_t index, BufferPool* pool);
+
+  // Values that a gradient must bring (and a read returns) for that many keys: keys * dim, and for
+  // a dense partition its size, whatever `keys` is.
+  virtual uint64_t values(uint64_t keys) const = 0;
+
+  // kInvalidArgument: keys for a dense partition, or a key whose hash is of another partition.
+  virtual absl::Status CheckKeys(KeyList keys) const = 0;
+
+  // One update from the gradients of a step, ascending by worker; their sums are taken in that
+  // order, row by row. info.update is filled in here. The keys of one gradient may repeat only if
+  // it is alone; each occurrence is then an update of its own, in order.
+  virtual void Apply(absl::Span<const GradientView> gradients, StepInfo info) = 0;
+
+  // As Optimizer::SumOfSquares, for clipping by norm. Sparse partitions are not clipped by norm: 0.
+  virtual double SumOfSquares(absl::Span<const GradientView> gradients, double inverse_weight) = 0;
+
+  // float32 [values(keys)], in the order of the keys; stays as it is for as long as the Buffer
+  // lives. Reading a row that does not exist gives its initial values and does not create it.
+  virtual Buffer Read(KeyList keys) = 0;
+
+  // A step is closed on this partition (BSP), or a worker's tick (else): eviction happens here.
+  virtual void EndStep(uint64_t tick) = 0;
+
+  virtual uint64_t version() const = 0;  // updates applied
+  virtual uint64_t memory_bytes() const = 0;
+
+  // Adds what this partition holds to `rows` (sparse; dense: nothing).
+  virtual void AddCounts(pb::ServerCounts::Rows* rows) const = 0;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_TABLE_TABLE_PARTITION_H_

@@ -163,7 +163,7 @@ TEST(CodecTest, KeepsUnknownFieldsOfLaterReleases) {
 TEST(CodecTest, RefusesPayloadThatDoesNotMatchTheParts) {
   const std::string push = EncodeHeader(PushHeader());
   ExpectRefused(push, {Buffer::Copy(std::string(12, 'a'))},
-                {"part 1", "needs 8 bytes", "1 payload buffers"});
+                {"part 2", "needs 8 bytes", "1 payload buffers"});
   ExpectRefused(push, {}, {"part 0", "PUSH", "0 payload buffers"});
   std::vector<Buffer> swapped = PushPayload();
   std::swap(swapped[0], swapped[1]);
@@ -175,7 +175,7 @@ TEST(CodecTest, RefusesPayloadThatDoesNotMatchTheParts) {
   ExpectRefused(push, extra, {"payload buffer 2 has 0 bytes"});
   std::vector<Buffer> ragged = PushPayload();
   ragged[1] = ragged[1].Slice(0, 7);
-  ExpectRefused(push, ragged, {"part 1", "needs 8 bytes", "has 7 left"});
+  ExpectRefused(push, ragged, {"part 2", "needs 8 bytes", "has 7 left"});
 }
 
 TEST(CodecTest, OnlyPushAndReplyMustCarryWhatTheyCount) {
@@ -184,7 +184,7 @@ TEST(CodecTest, OnlyPushAndReplyMustCarryWhatTheyCount) {
   ExpectRefused(EncodeHeader(header), {}, {"REPLY"});
   header.set_kind(pb::PULL);
   EXPECT_TRUE(DecodeFrame(EncodeHeader(header), {}).ok());
-  ExpectRefused(EncodeHeader(header), {Buffer::Copy(std::string(12, 'a'))}, {"part 1", "PULL"});
+  ExpectRefused(EncodeHeader(header), {Buffer::Copy(std::string(12, 'a'))}, {"part 2", "PULL"});
 }
 
 TEST(CodecTest, RefusesHugeCountsAndBuffers) {

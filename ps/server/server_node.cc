@@ -42,7 +42,8 @@ class ServerNode::Impl {
         options_(std::move(options)),
         done_(std::move(done)),
         rpc_(env, transport),
-        link_(env, transport, &rpc_, LinkOptions(), LinkHandlers()) {}
+        link_(env, transport, &rpc_, LinkOptions(), LinkHandlers()),
+        pool_(options_.pool != nullptr ? options_.pool : &own_pool_) {}
 
   ~Impl() { env_->Cancel(parked_timer_); }
 
@@ -185,7 +186,7 @@ class ServerNode::Impl {
       setup.probe = options_.probe;
       setup.counters = &counters_;
       table.partitions[index] = std::make_unique<HostedPartition>(
-          spec, layout, std::move(setup), &pool_,
+          spec, layout, std::move(setup), pool_,
           [this, id = spec.id()](uint32_t partition, NormGroup group, double share) {
             tables_[id].norms->Add(partition, group, share);
           });
@@ -422,7 +423,8 @@ class ServerNode::Impl {
   pb::Experiment experiment_;
   uint64_t epoch_ = 0;                // 0: no partitions yet
   std::vector<NodeId> worker_nodes_;  // by rank
-  BufferPool pool_;
+  BufferPool own_pool_;
+  BufferPool* const pool_;
   PushCounters counters_;
   std::map<uint32_t, HostedTable> tables_;
   ParkedPulls parked_;

@@ -16,6 +16,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "ps/base/buffer.h"
 #include "ps/base/env.h"
 #include "ps/net/transport.h"
 #include "ps/server/server_probe.h"
@@ -32,6 +33,9 @@ class ServerNode {
     uint32_t shard = 0;                   // index within the process
     std::optional<uint32_t> wanted_rank;  // given if it is free
     absl::Duration join_timeout = absl::Seconds(60);
+    // Where weights and answers are made, so that a transport may lend them out without a copy;
+    // outlives the node. Null: a pool of its own.
+    BufferPool* pool = nullptr;
     ServerProbe* probe = nullptr;                      // outlives the node; may be null
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };

@@ -30,7 +30,8 @@ class ChainModel final : public Model {
   double flops_per_sample() const override;
 
  private:
-  // Nobody needs the gradient of the input of the first layer with parameters, nor of those before.
+  // Nobody needs the gradient of the input of the first layer with parameters, nor of those before;
+  // unless the caller wants that of x.
   bool NeedsInputGradient(size_t stage) const { return stage > first_trained_; }
 
   Device* const device_;
@@ -48,6 +49,7 @@ class ChainModel final : public Model {
   // One step. outputs_[i] belongs to stage i and is unused while that is in place; x_[i] is what
   // stage i reads and x_[i + 1] what it writes.
   StepContext step_;
+  float* dx_ = nullptr;  // the caller's, or null
   std::unique_ptr<Tensor> input_;
   std::vector<std::unique_ptr<Tensor>> outputs_;
   std::vector<Tensor*> x_;
@@ -85,6 +87,7 @@ absl::Status ChainModel::Begin(const BatchView& batch, const StepContext& contex
     }
   }
   step_ = context;
+  dx_ = batch.dx;
   loss_->SetLabels(batch.labels);
   device_->Upload(batch.x, layers_[0]->input(), batch.rows, input_.get());
   x_[0] = input_.get();
@@ -116,7 +119,7 @@ absl::Status ChainModel::Backward(size_t stage) {
   assert(step_.train && gradients_ != nullptr);
   Layer& layer = *layers_[stage];
   const Range range = stage_tensors_[stage];
-  const bool wants_dx = NeedsInputGradient(stage);
+  const bool wants_dx = dx_ != nullptr || NeedsInputGradient(stage);
   if (!wants_dx && range.size() == 0) return absl::OkStatus();
 
   Tensor* dy = gradient_[current_gradient_].get();
@@ -137,6 +140,10 @@ absl::Status ChainModel::Backward(size_t stage) {
     args.dbias = gradients_ + layout_.tensor(range.begin + 1).begin;
   }
   layer.Backward(args);
+  if (stage == 0 && dx_ != nullptr) {
+    device_->Download(dx, dx_);
+    return device_->Sync();
+  }
   // The caller sends these gradients off as soon as this returns.
   return range.size() > 0 ? device_->Sync() : absl::OkStatus();
 }

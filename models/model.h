@@ -29,6 +29,9 @@ struct BatchView {
   uint64_t rows = 0;
   const float* x = nullptr;         // [rows, channels, height, width]
   const int32_t* labels = nullptr;  // [rows], each in [0, classes)
+  // [rows, channels, height, width]: if not null, Backward(0) writes the gradient of the loss by x
+  // here. For what stands in front of the model and is trained elsewhere: an embedding.
+  float* dx = nullptr;
 };
 
 struct StepContext {
@@ -78,6 +81,7 @@ class Model {
       size_t stage) = 0;  // gradients of this stage are complete when it returns
 
   // Floating-point operations of forward plus backward, per sample; for explain and the roofline.
+  // Without the gradient of x.
   virtual double flops_per_sample() const = 0;
 };
 

@@ -23,6 +23,8 @@ const char* Stem(const pb::Layer& layer) {
       return "flatten";
     case pb::Layer::kLogSoftmax:
       return "log_softmax";
+    case pb::Layer::kEmbedding:
+      return "embedding";
     case pb::Layer::KIND_NOT_SET:
       break;
   }

@@ -52,7 +52,7 @@ struct TestModel {
   BatchResult Step(uint64_t rows, StepContext context = {}, uint64_t skip = 0) {
     const std::vector<float> x = Pattern(1, (skip + rows) * input.size());
     const std::vector<int32_t> labels = PatternLabels(skip + rows, classes);
-    const BatchView batch{rows, x.data() + skip * input.size(), labels.data() + skip};
+    const BatchView batch{rows, x.data() + skip * input.size(), labels.data() + skip, dx};
     EXPECT_TRUE(model->Begin(batch, context).ok());
     for (size_t i = 0; i < model->stages(); ++i) EXPECT_TRUE(model->Forward(i).ok());
     const BatchResult result = model->Result();
@@ -67,6 +67,7 @@ struct TestModel {
   std::unique_ptr<Model> model;
   std::vector<Range> tensors;
   std::vector<float> parameters, gradients;
+  float* dx = nullptr;  // set to have the gradient of x, too
 };
 
 // Backends that this build can make: oneDNN (Eigen, where it was left out) and Eigen.

@@ -77,6 +77,46 @@ TEST_P(ModelTest, GradientsAreCentralDifferences) {
   }
 }
 
+TEST_P(ModelTest, GradientOfTheInputIsCentralDifferences) {
+  constexpr uint64_t kRows = 3;
+  const StepContext context{.train = true, .tick = 5, .first_row = 11};
+  std::vector<GradientCase> cases(std::begin(kGradientCases), std::end(kGradientCases));
+  // What may stand first behind an embedding and has no parameters of its own.
+  cases.push_back({"relu first",
+                   "layer { relu {} } layer { dropout { p: 0.3 } } layer { linear { out: 3 } }"
+                   "layer { log_softmax {} }",
+                   {7, 1, 1},
+                   3});
+  cases.push_back({"flatten first",
+                   "layer { flatten {} } layer { linear { out: 4 } } layer { log_softmax {} }",
+                   {6, 1, 1},
+                   4});
+  for (const GradientCase& c : cases) {
+    SCOPED_TRACE(c.name);
+    TestModel plain(c.layers, c.input, c.classes, device_.get(), /*seed=*/77);
+    plain.Step(kRows, context);
+    TestModel m(c.layers, c.input, c.classes, device_.get(), /*seed=*/77);
+    std::vector<float> dx(kRows * c.input.size(), std::nanf(""));
+    m.dx = dx.data();
+    m.Step(kRows, context);
+    EXPECT_EQ(m.gradients, plain.gradients);  // asking for more changes nothing else
+
+    const ReferenceModel reference{ParseModel(c.layers), c.input, 77};
+    std::vector<float> x = Pattern(1, dx.size());
+    const std::vector<int32_t> labels = PatternLabels(kRows, c.classes);
+    const std::vector<double> p(m.parameters.begin(), m.parameters.end());
+    for (size_t i = 0; i < x.size(); i += x.size() / 60 + 1) {
+      const float value = x[i];
+      x[i] = value + 1e-3f;
+      const double up = x[i], above = reference.Loss(p, x, labels, context);
+      x[i] = value - 1e-3f;
+      const double down = x[i], below = reference.Loss(p, x, labels, context);
+      x[i] = value;
+      ASSERT_NEAR(dx[i], (above - below) / (up - down), 2e-4) << "input " << i;
+    }
+  }
+}
+
 TEST_P(ModelTest, NamesShapesAndBounds) {
   TestModel m(kSmallConvNet, {2, 7, 6}, 4, device_.get());
   std::vector<std::string> stages, tensors;

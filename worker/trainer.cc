@@ -36,11 +36,12 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       workload_(std::move(workload)),
       options_(std::move(options)),
       handlers_(std::move(handlers)),
+      pool_(options_.pool != nullptr ? options_.pool : &own_pool_),
       sampler_(SamplerOptions(options_, *workload_)),
       ticks_per_epoch_(sampler_.ticks_per_epoch()),
       plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, client->layout()))),
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
-      parameters_(Buffer::Allocate(client->layout().elements() * sizeof(float))),
+      parameters_(pool_->Allocate(client->layout().elements() * sizeof(float))),
       evaluator_(env, workload_, options_.experiment.training().eval_batch()),
       ready_(plan_.get()) {}
 
@@ -107,7 +108,7 @@ void Trainer::MaybeCompute() {
 }
 
 void Trainer::PrepareStep() {
-  gradients_ = pool_.Allocate(client_->layout().elements() * sizeof(float));
+  gradients_ = pool_->Allocate(client_->layout().elements() * sizeof(float));
   job_->Prepare({.tick = tick_,
                  .position = PositionOf(tick_),
                  .next = NextPosition(),

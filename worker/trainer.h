@@ -42,6 +42,7 @@ class Trainer {
     pb::Experiment experiment;  // resolved
     uint32_t rank = 0;
     uint32_t data_part = 0, data_parts = 1;
+    BufferPool* pool = nullptr;  // of the arenas; null: one of its own. Must outlive this
   };
   // All required; on_finished or on_error is the last to be called.
   struct Handlers {
@@ -103,6 +104,8 @@ class Trainer {
   const std::shared_ptr<Workload> workload_;
   const Options options_;
   Handlers handlers_;
+  BufferPool own_pool_;
+  BufferPool* const pool_;
   const Sampler sampler_;  // only for its counts; StepJob has one of its own
   const uint64_t ticks_per_epoch_;
   const std::shared_ptr<const StagePlan> plan_;
@@ -110,7 +113,6 @@ class Trainer {
   Buffer parameters_;  // one arena for the whole run
 
   Evaluator evaluator_;
-  BufferPool pool_;
   Phase phase_ = Phase::kTraining;
   uint32_t epoch_ = 0;
   uint64_t tick_ = 0;           // the next one to be completed

@@ -144,7 +144,8 @@ class WorkerNode::Impl {
     Trainer::Options options{.experiment = welcome_.experiment(),
                              .rank = welcome_.rank(),
                              .data_part = assignment.data_part(),
-                             .data_parts = assignment.data_parts()};
+                             .data_parts = assignment.data_parts(),
+                             .pool = options_.pool};
     Trainer::Handlers handlers;
     handlers.on_report = [this](pb::Report report) { SendReport(std::move(report)); };
     handlers.on_finished = [this](pb::Finished finished) {

@@ -14,6 +14,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "ps/base/buffer.h"
 #include "ps/base/env.h"
 #include "ps/net/transport.h"
 
@@ -27,6 +28,9 @@ class WorkerNode {
     std::string node_name;                // for people: "host:pid"
     std::optional<uint32_t> wanted_rank;  // given if it is free
     absl::Duration join_timeout = absl::Seconds(60);
+    // Where gradients, weights and messages are made; null: a pool of its own. Memory that the
+    // transport can share travels without a copy. Must outlive this.
+    BufferPool* pool = nullptr;
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };
 

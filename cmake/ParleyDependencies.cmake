@@ -7,6 +7,7 @@ find_package(ZLIB REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(ZMQ REQUIRED IMPORTED_TARGET libzmq)
 pkg_check_modules(SODIUM REQUIRED IMPORTED_TARGET libsodium)
+pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 
 # oneDNN makes the CPU device about twice as fast; without it Eigen does everything.
 option(PARLEY_WITH_ONEDNN "Use oneDNN for convolution and GEMM if it is found" ON)

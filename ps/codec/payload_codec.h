@@ -33,7 +33,7 @@ class PayloadCodec {
 
   // The codec of that name with the settings of `config`, wrapped in zstd if config.zstd_level > 0;
   // null for "none" without zstd: then values travel as they are. kInvalidArgument lists the names
-  // that there are, with the nearest first, or names the setting, its value and what is allowed.
+  // that there are, or names the setting, its value and what is allowed.
   static absl::StatusOr<std::unique_ptr<PayloadCodec>> Create(std::string_view name,
                                                               const pb::Compression& config);
   // Makes `name` known. Before main's threads start; a name that is taken is replaced.
@@ -56,13 +56,18 @@ class PayloadCodec {
   virtual uint64_t Encode(const float* values, uint64_t n, float* residual,
                           std::byte* out) const = 0;
 
-  // Overwrites out[n]. Bytes are a stranger's: kInvalidArgument names what does not fit; then `out`
-  // holds anything.
+  // Overwrites out[n], which may be unaligned. Memory that is needed beside it is bounded by n.
+  // Bytes are a stranger's: kInvalidArgument names what does not fit; then `out` holds anything.
   virtual absl::Status Decode(std::string_view bytes, uint64_t n, float* out) const = 0;
 };
 
-#define PARLEY_REGISTER_PAYLOAD_CODEC(name, factory) \
-  static const bool parley_registered_codec = ::parley::PayloadCodec::Register(name, factory)
+// At namespace scope of a source file that is linked into scheduler, servers, workers and `parley`:
+// each of them asks for the codecs of an experiment by name.
+#define PARLEY_REGISTER_PAYLOAD_CODEC(name, factory)                                          \
+  [[maybe_unused]] static const bool PARLEY_CODEC_NAME_(parley_registered_codec_, __LINE__) = \
+      ::parley::PayloadCodec::Register(name, factory)
+#define PARLEY_CODEC_NAME_(prefix, line) PARLEY_CODEC_JOIN_(prefix, line)
+#define PARLEY_CODEC_JOIN_(prefix, line) prefix##line
 
 }  // namespace parley
 

@@ -8,7 +8,10 @@
 
 #include "absl/strings/str_format.h"
 #include "ps/base/philox.h"
+#include "worker/data/click_log.h"
 #include "worker/data/idx.h"
+#include "worker/data/nearly_gaussian.h"
+#include "worker/data/synthetic_clicks.h"
 
 namespace parley {
 namespace {
@@ -89,17 +92,6 @@ class SyntheticDataset final : public Dataset {
   }
 
  private:
-  // The sum of eight 16-bit uniforms, centred and scaled to variance 1. Integers add exactly, so
-  // the data has the same bits everywhere; Box-Muller's would depend on the C library's log and
-  // cos.
-  static float NearlyGaussian(const std::array<uint32_t, 4>& bits) {
-    uint32_t sum = 0;
-    for (uint32_t word : bits) sum += (word & 0xFFFF) + (word >> 16);
-    constexpr float kMean = 8 * 65535 / 2.0f;
-    constexpr float kInverseStd = 1.0f / 53509.9f;  // sqrt(8 (2^32 - 1) / 12)
-    return (static_cast<float>(sum) - kMean) * kInverseStd;
-  }
-
   const uint64_t samples_;
   const SampleShape shape_;
   const uint32_t classes_;
@@ -178,13 +170,23 @@ absl::StatusOr<std::unique_ptr<Dataset>> LoadDataset(const pb::Data& data, uint6
       return LoadIdx(data, limit, train);
     case pb::Data::kSynthetic:
       return MakeSynthetic(data, seed, limit, train);
+    case pb::Data::kClickLog: {
+      absl::StatusOr<DataSplits> splits = LoadClickLog(data);
+      if (!splits.ok()) return splits.status();
+      return std::move(train ? splits->train : splits->test);
+    }
+    case pb::Data::kSyntheticClicks:
+      return MakeSyntheticClicks(data.synthetic_clicks(), seed, limit, train);
     case pb::Data::SOURCE_NOT_SET:
       break;
   }
-  return absl::InvalidArgumentError("data has no source, allowed is one of idx, synthetic");
+  return absl::InvalidArgumentError(
+      "data has no source, allowed is one of idx, synthetic, click_log, synthetic_clicks");
 }
 
 absl::StatusOr<DataSplits> LoadDataSplits(const pb::Data& data, uint64_t seed) {
+  // One file may hold both: read it once.
+  if (data.has_click_log()) return LoadClickLog(data);
   DataSplits splits;
   for (bool train : {true, false}) {
     absl::StatusOr<std::unique_ptr<Dataset>> set = LoadDataset(data, seed, train);

@@ -1,7 +1,8 @@
 // Dataset: labelled samples with random access by index.
 //
-// Two kinds: IDX files (bytes kept as bytes, normalised while a batch is read) and Synthetic, which
-// is computed from the seed and kept nowhere.
+// Samples are either values or keys. Of values: IDX files (bytes kept as bytes, normalised while a
+// batch is read) and Synthetic, which is computed from the seed and kept nowhere. Of keys, which an
+// embedding turns into values: ClickLog and SyntheticClicks.
 #ifndef PARLEY_WORKER_DATA_DATASET_H_
 #define PARLEY_WORKER_DATA_DATASET_H_
 
@@ -16,19 +17,28 @@
 
 namespace parley {
 
+// Stands for "no key": a row of zeros that nobody trains.
+inline constexpr uint64_t kNoKey = ~uint64_t{0};
+
 // Thread-safe: immutable after it is made.
 class Dataset {
  public:
   virtual ~Dataset() = default;
 
   virtual uint64_t samples() const = 0;
-  virtual SampleShape shape() const = 0;
+  virtual SampleShape shape() const = 0;  // of values; empty [0, 0, 0] for data of keys
   // Labels are in [0, classes()).
   virtual uint32_t classes() const = 0;
 
   // Fills x [ids.size(), channels, height, width] and labels [ids.size()].
   // REQUIRES: every id < samples().
   virtual void Read(absl::Span<const uint64_t> ids, float* x, int32_t* labels) const = 0;
+
+  // Data of keys: their number in each sample; else 0.
+  virtual uint32_t keys_per_row() const { return 0; }
+  // Fills keys [ids.size(), keys_per_row()]; kNoKey where a sample has fewer.
+  // REQUIRES: every id < samples().
+  virtual void ReadKeys(absl::Span<const uint64_t> ids, uint64_t* keys) const {}
 };
 
 // The training or the test set of an experiment. Errors name the file or field, what is wrong and
@@ -41,7 +51,8 @@ struct DataSplits {
   std::unique_ptr<Dataset> test;
 };
 
-// Both, checked against each other: same sample shape, no test label that training does not know.
+// Both, checked against each other: same sample shape or number of keys, no test label that
+// training does not know.
 absl::StatusOr<DataSplits> LoadDataSplits(const pb::Data& data, uint64_t seed);
 
 }  // namespace parley

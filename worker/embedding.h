@@ -1,0 +1,74 @@
+// Embedding: turns the keys of a batch into the model's input, and the gradient of that input into
+// gradients of the keys' rows.
+//
+//   Index -> (rows are pulled) -> Gather -> model forward and backward -> Scatter -> (pushed)
+//
+// CONCAT puts the rows of a sample's keys side by side, [fields * dim]; SUM adds them up, [dim].
+// kNoKey contributes zeros and gets no gradient. Deterministic: a row's gradient is added up by
+// sample, then by field; sums of SUM by field. Immutable; thread-safe.
+#ifndef PARLEY_WORKER_EMBEDDING_H_
+#define PARLEY_WORKER_EMBEDDING_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "models/shape.h"
+#include "proto/cluster.pb.h"
+#include "proto/experiment.pb.h"
+
+namespace parley {
+
+// The table of a worker's embedding, beside the model's dense one.
+inline constexpr uint32_t kEmbeddingTable = 2;
+
+// The keys of one batch, each once.
+struct KeyBatch {
+  static constexpr uint32_t kNone = ~uint32_t{0};
+
+  uint64_t rows = 0;
+  std::vector<uint64_t> keys;   // in the order in which they first occur
+  std::vector<uint32_t> index;  // [rows, fields]: into keys; kNone for kNoKey
+};
+
+class Embedding {
+ public:
+  // For data with `fields` keys a sample. kInvalidArgument names the field, its value and what is
+  // allowed.
+  static absl::StatusOr<Embedding> Create(const pb::Embedding& config, uint32_t fields);
+
+  uint32_t dim() const { return dim_; }
+  uint32_t fields() const { return fields_; }
+  SampleShape output() const;  // of one sample: [fields * dim] or [dim]
+
+  // keys [rows, fields] -> batch. REQUIRES: keys.size() is a multiple of fields() below 2^32.
+  void Index(absl::Span<const uint64_t> keys, KeyBatch* batch) const;
+
+  // values [batch.keys, dim] -> x [batch.rows, output()].
+  void Gather(const KeyBatch& batch, const float* values, float* x) const;
+
+  // dx [batch.rows, output()] -> gradients [batch.keys, dim], overwritten.
+  void Scatter(const KeyBatch& batch, const float* dx, float* gradients) const;
+
+ private:
+  Embedding(const pb::Embedding& config, uint32_t fields)
+      : dim_(config.dim()), fields_(fields), sum_(config.pooling() == pb::Embedding::SUM) {}
+
+  uint32_t dim_, fields_;
+  bool sum_;
+};
+
+// The embedding that the model begins with; null if there is none.
+const pb::Embedding* FindEmbedding(const pb::Model& model);
+
+// The model without its embedding: the chain of layers behind it.
+pb::Model WithoutEmbedding(const pb::Model& model);
+
+// The sparse table of the experiment's embedding, as every worker registers it.
+// REQUIRES: FindEmbedding(experiment.model()) is not null.
+pb::TableSpec EmbeddingTable(const pb::Experiment& experiment);
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_EMBEDDING_H_

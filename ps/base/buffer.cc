@@ -12,14 +12,23 @@
 namespace parley {
 
 struct BufferPool::Core {
-  explicit Core(size_t max) : max_cached_bytes(max) {}
+  Core(size_t max, std::shared_ptr<MemorySource> from)
+      : max_cached_bytes(max), source(std::move(from)) {}
   ~Core() {
     for (auto& [capacity, list] : free) {
-      for (std::byte* memory : list) std::free(memory);
+      for (std::byte* memory : list) GiveBack(memory, capacity);
+    }
+  }
+  void GiveBack(std::byte* memory, size_t capacity) {
+    if (source) {
+      source->Free(memory, capacity);
+    } else {
+      std::free(memory);
     }
   }
 
   const size_t max_cached_bytes;
+  const std::shared_ptr<MemorySource> source;  // null: the heap
   std::mutex mu;  // held for a list push or pop only; blocks come home from I/O threads
   absl::flat_hash_map<size_t, std::vector<std::byte*>> free;
   size_t cached_bytes = 0;
@@ -43,7 +52,7 @@ struct Buffer::Block {
         memory = nullptr;
       }
       lock.unlock();
-      std::free(memory);
+      if (memory != nullptr) pool->GiveBack(memory, capacity);
     } else {
       std::free(memory);
     }
@@ -110,7 +119,8 @@ bool Buffer::unique() const {
   return block_ != nullptr && block_->refs.load(std::memory_order_acquire) == 1;
 }
 
-BufferPool::BufferPool(size_t max_cached_bytes) : core_(std::make_shared<Core>(max_cached_bytes)) {}
+BufferPool::BufferPool(size_t max_cached_bytes, std::shared_ptr<MemorySource> source)
+    : core_(std::make_shared<Core>(max_cached_bytes, std::move(source))) {}
 BufferPool::~BufferPool() = default;
 
 Buffer BufferPool::Allocate(size_t size) {
@@ -125,6 +135,11 @@ Buffer BufferPool::Allocate(size_t size) {
       found->second.pop_back();
       core_->cached_bytes -= block->capacity;
     }
+  }
+  if (block->memory == nullptr && core_->source) {
+    block->memory = core_->source->Allocate(block->capacity);
+    // From the heap instead; it must not come back as if it were the source's.
+    if (block->memory == nullptr) block->pool = nullptr;
   }
   if (block->memory == nullptr) block->memory = AllocateAligned(block->capacity);
   return Buffer(block, block->memory, size);

@@ -84,12 +84,25 @@ class Buffer {
   size_t size_ = 0;
 };
 
+// Where a BufferPool takes memory from, other than the heap: SharedArenas. Thread-safe.
+class MemorySource {
+ public:
+  virtual ~MemorySource() = default;
+  // `capacity` bytes, aligned to Buffer::kAlignment; null if there is no more.
+  virtual std::byte* Allocate(size_t capacity) = 0;
+  // Takes back what Allocate gave for this capacity.
+  virtual void Free(std::byte* memory, size_t capacity) = 0;
+};
+
 // Recycles blocks, because writing fresh pages is several times slower than a copy. Sizes are
 // rounded up to a size class; at most `max_cached_bytes` are kept for reuse, the rest goes back to
-// the system. Thread-safe; Buffers may outlive the pool.
+// where it came from. Thread-safe; Buffers may outlive the pool.
 class BufferPool {
  public:
-  explicit BufferPool(size_t max_cached_bytes = size_t{256} << 20);
+  // With a `source` the memory is that one's while it has any, and the heap's after that; null: the
+  // heap's.
+  explicit BufferPool(size_t max_cached_bytes = size_t{256} << 20,
+                      std::shared_ptr<MemorySource> source = nullptr);
   ~BufferPool();
   BufferPool(const BufferPool&) = delete;
   BufferPool& operator=(const BufferPool&) = delete;

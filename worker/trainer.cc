@@ -33,15 +33,16 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
                  Handlers handlers)
     : env_(env),
       client_(client),
+      dense_(client->dense(kModelTable)),
       workload_(std::move(workload)),
       options_(std::move(options)),
       handlers_(std::move(handlers)),
       pool_(options_.pool != nullptr ? options_.pool : &own_pool_),
       sampler_(SamplerOptions(options_, *workload_)),
       ticks_per_epoch_(sampler_.ticks_per_epoch()),
-      plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, client->layout()))),
+      plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, dense_->layout()))),
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
-      parameters_(pool_->Allocate(client->layout().elements() * sizeof(float))),
+      parameters_(pool_->Allocate(dense_->layout().elements() * sizeof(float))),
       evaluator_(env, workload_, options_.experiment.training().eval_batch()),
       ready_(plan_.get()) {}
 
@@ -76,10 +77,10 @@ void Trainer::BeginTick() {
   prepared_ = pulled_ = false;
   pushed_ = 0;
   ready_.Reset();
-  client_->Pull(
+  dense_->Pull(
       tick_, parameters_.mutable_floats(),
       [this](absl::Span<const uint32_t> partitions) { OnArrived(partitions); },
-      [this](const PsClient::PullResult& result) { OnPulled(result); });
+      [this](const PullResult& result) { OnPulled(result); });
 }
 
 void Trainer::OnArrived(absl::Span<const uint32_t> partitions) {
@@ -90,13 +91,13 @@ void Trainer::OnArrived(absl::Span<const uint32_t> partitions) {
   MaybeCompute();
 }
 
-void Trainer::OnPulled(const PsClient::PullResult& result) {
+void Trainer::OnPulled(const PullResult& result) {
   pulled_ = true;
   NoteStaleness(result);
   if (rows_ > 0) return;
-  std::vector<uint32_t> all(client_->layout().partitions());
+  std::vector<uint32_t> all(dense_->layout().partitions());
   for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
-  client_->Push(tick_, 0, all, Buffer());
+  dense_->Push(tick_, 0, all, Buffer());
   EndTick();
 }
 
@@ -108,7 +109,7 @@ void Trainer::MaybeCompute() {
 }
 
 void Trainer::PrepareStep() {
-  gradients_ = pool_->Allocate(client_->layout().elements() * sizeof(float));
+  gradients_ = pool_->Allocate(dense_->layout().elements() * sizeof(float));
   job_->Prepare({.tick = tick_,
                  .position = PositionOf(tick_),
                  .next = NextPosition(),
@@ -140,9 +141,9 @@ void Trainer::StartRun() {
 void Trainer::OnBackward(size_t stage) {
   if (phase_ != Phase::kTraining) return;  // failed meanwhile
   const std::vector<uint32_t>& partitions = plan_->completes[stage];
-  client_->Push(tick_, static_cast<double>(rows_), partitions, gradients_);
+  dense_->Push(tick_, static_cast<double>(rows_), partitions, gradients_);
   pushed_ += static_cast<uint32_t>(partitions.size());
-  if (pushed_ == client_->layout().partitions()) EndTick();
+  if (pushed_ == dense_->layout().partitions()) EndTick();
 }
 
 void Trainer::EndTick() {
@@ -179,9 +180,9 @@ void Trainer::MaybeEndEpoch() {
   if (phase_ != Phase::kTraining || tick_ < epoch_end_ || running_) return;
   if (options_.experiment.training().evaluate()) {
     phase_ = Phase::kEvaluating;
-    client_->Pull(
+    dense_->Pull(
         tick_, parameters_.mutable_floats(), [](absl::Span<const uint32_t>) {},
-        [this](const PsClient::PullResult& result) {
+        [this](const PullResult& result) {
           NoteStaleness(result);
           Evaluate();
         });
@@ -261,9 +262,9 @@ void Trainer::Finish() {
         ReportFinished("");
         return;
       }
-      client_->Pull(
-          PsClient::kFinalTick, parameters_.mutable_floats(), [](absl::Span<const uint32_t>) {},
-          [this](const PsClient::PullResult&) { HashFinalWeights(); });
+      dense_->Pull(
+          DenseTable::kFinalTick, parameters_.mutable_floats(), [](absl::Span<const uint32_t>) {},
+          [this](const PullResult&) { HashFinalWeights(); });
     });
   });
 }
@@ -310,7 +311,7 @@ std::optional<StepJob::Position> Trainer::NextPosition() const {
   return next;
 }
 
-void Trainer::NoteStaleness(const PsClient::PullResult& result) {
+void Trainer::NoteStaleness(const PullResult& result) {
   if (result.min_clock >= tick_) return;
   const uint64_t staleness = tick_ - result.min_clock;
   sums_.max_staleness = std::max(sums_.max_staleness, staleness);

@@ -26,10 +26,10 @@
 #include "proto/experiment.pb.h"
 #include "ps/base/buffer.h"
 #include "ps/base/env.h"
+#include "worker/client/ps_client.h"
 #include "worker/data/sampler.h"
 #include "worker/epoch_meter.h"
 #include "worker/evaluator.h"
-#include "worker/ps_client.h"
 #include "worker/stage_plan.h"
 #include "worker/step_job.h"
 #include "worker/workload.h"
@@ -52,8 +52,8 @@ class Trainer {
     absl::AnyInvocable<void(const absl::Status&)> on_error;
   };
 
-  // `env` and `client` must outlive this. REQUIRES: client->layout() is that of the workload's
-  // model.
+  // `env` and `client` must outlive this. REQUIRES: client->dense(kModelTable) has the
+  // layout of the workload's model.
   Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload, Options options,
           Handlers handlers);
 
@@ -76,7 +76,7 @@ class Trainer {
   void BeginEpoch();
   void BeginTick();
   void OnArrived(absl::Span<const uint32_t> partitions);
-  void OnPulled(const PsClient::PullResult& result);
+  void OnPulled(const PullResult& result);
   void MaybeCompute();
   void PrepareStep();
   void StartRun();
@@ -95,12 +95,13 @@ class Trainer {
   StepJob::Position PositionOf(uint64_t tick) const;
   std::optional<StepJob::Position> NextPosition() const;
   pb::Report TrainReport() const;
-  void NoteStaleness(const PsClient::PullResult& result);
+  void NoteStaleness(const PullResult& result);
   void Spend(EpochMeter::Activity activity) { sums_.meter.Switch(env_->Now(), activity); }
 
   // Constant after construction.
   Env* const env_;
   PsClient* const client_;
+  DenseTable* const dense_;
   const std::shared_ptr<Workload> workload_;
   const Options options_;
   Handlers handlers_;

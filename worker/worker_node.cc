@@ -10,7 +10,7 @@
 #include "ps/net/admission.h"
 #include "ps/net/rpc.h"
 #include "ps/net/scheduler_link.h"
-#include "worker/ps_client.h"
+#include "worker/client/ps_client.h"
 #include "worker/trainer.h"
 #include "worker/workload.h"
 
@@ -127,18 +127,22 @@ class WorkerNode::Impl {
       if (!status.ok()) return status;
     }
     absl::StatusOr<std::unique_ptr<PsClient>> client =
-        PsClient::Create(&rpc_, assignment, kModelTable, ClientOptions());
+        PsClient::Create(env_, &rpc_, assignment, ClientOptions());
     if (!client.ok()) return client.status();
     absl::StatusOr<DenseLayout> own =
         DenseLayout::Create(ModelTable(welcome_.experiment(), *workload_->model));
     if (!own.ok()) return own.status();
-    if (own->elements() != (*client)->layout().elements() ||
-        own->partitions() != (*client)->layout().partitions()) {
+    const DenseTable* dense = (*client)->dense(kModelTable);
+    if (dense == nullptr) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "assignment: table %d is not in it, expected is the one registered", kModelTable));
+    }
+    const DenseLayout& given = dense->layout();
+    if (own->elements() != given.elements() || own->partitions() != given.partitions()) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: its table has %d elements in %d partitions, expected is %d in %d as "
           "registered: do all workers read the same data?",
-          (*client)->layout().elements(), (*client)->layout().partitions(), own->elements(),
-          own->partitions()));
+          given.elements(), given.partitions(), own->elements(), own->partitions()));
     }
     client_ = *std::move(client);
     Trainer::Options options{.experiment = welcome_.experiment(),
@@ -166,6 +170,7 @@ class WorkerNode::Impl {
     PsClient::Options options;
     options.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024;
     options.progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms());
+    options.pool = options_.pool;
     options.on_error = [this](const absl::Status& status) { Fail(status); };
     options.log = [this](const std::string& line) { Log(line); };
     return options;

@@ -26,7 +26,7 @@ class FakeServer {
         transport_(network->CreateTransport(&env_, node_, endpoint_)),
         rpc_(&env_, transport_.get()),
         handler_(std::move(handler)) {
-    for (pb::Kind kind : {pb::PUSH, pb::PULL, pb::LEAVE}) {
+    for (pb::Kind kind : {pb::PUSH, pb::PULL, pb::PUSH_PULL, pb::LEAVE}) {
       rpc_.Handle(kind, [this](NodeId from, Frame request) {
         requests.push_back(request.header);
         handler_(*this, from, std::move(request));

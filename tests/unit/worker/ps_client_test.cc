@@ -1,4 +1,4 @@
-#include "worker/ps_client.h"
+#include "worker/client/ps_client.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,7 +7,10 @@
 #include <numeric>
 #include <set>
 
+#include "ps/wire/payload.h"
 #include "tests/unit/worker/fake_server.h"
+#include "worker/client/push_stream.h"
+#include "worker/client/shard_queues.h"
 
 namespace parley {
 namespace {
@@ -72,10 +75,13 @@ class PsClientTest : public ::testing::Test {
       error_ = status;
     };
     options.log = [this](const std::string& line) { log_.push_back(line); };
-    absl::StatusOr<std::unique_ptr<PsClient>> client = PsClient::Create(
-        &node_.rpc, AssignRoundRobin(Table(), kPartitions, servers_), 1, std::move(options));
+    absl::StatusOr<std::unique_ptr<PsClient>> client =
+        PsClient::Create(&node_.env, &node_.rpc, AssignRoundRobin(Table(), kPartitions, servers_),
+                         std::move(options));
     ASSERT_TRUE(client.ok()) << client.status();
     client_ = *std::move(client);
+    table_ = client_->dense(1);
+    ASSERT_NE(table_, nullptr);
   }
 
   bool Run(std::function<bool()> until, absl::Duration limit = absl::Seconds(30)) {
@@ -94,6 +100,7 @@ class PsClientTest : public ::testing::Test {
   FakeClientNode node_{&world_, &network_, 2};
   std::vector<std::unique_ptr<FakeServer>> servers_;
   std::unique_ptr<PsClient> client_;
+  DenseTable* table_ = nullptr;
   absl::Status error_;
   std::vector<std::string> log_;
   std::vector<float> parameters_ = std::vector<float>(kElements, -1);
@@ -102,8 +109,8 @@ class PsClientTest : public ::testing::Test {
 TEST_F(PsClientTest, PullIsGroupedByOwnerCappedAndCopiedInPlace) {
   StartServers(AnswerAll);
   std::set<uint32_t> arrived;
-  std::optional<PsClient::PullResult> result;
-  client_->Pull(
+  std::optional<PullResult> result;
+  table_->Pull(
       7, parameters_.data(),
       [&](absl::Span<const uint32_t> partitions) {
         for (uint32_t p : partitions) {
@@ -112,7 +119,7 @@ TEST_F(PsClientTest, PullIsGroupedByOwnerCappedAndCopiedInPlace) {
         }
         EXPECT_FALSE(result.has_value());
       },
-      [&](const PsClient::PullResult& r) { result = r; });
+      [&](const PullResult& r) { result = r; });
   EXPECT_EQ(client_->WaitingFor(), "pull of step 7 from server 0 shard 0 (sim://server0)");
   ASSERT_TRUE(Run([&] { return result.has_value(); }));
   EXPECT_EQ(client_->WaitingFor(), "");
@@ -141,22 +148,22 @@ TEST_F(PsClientTest, PullIsGroupedByOwnerCappedAndCopiedInPlace) {
 TEST_F(PsClientTest, PushesAreNumberedPerPartitionAndSayWhatIsAcknowledged) {
   std::map<uint32_t, std::vector<float>> got;
   StartServers([&](FakeServer& server, NodeId from, Frame request) {
-    ASSERT_EQ(static_cast<size_t>(request.header.part_size()), request.payload.size());
-    for (size_t i = 0; i < request.payload.size(); ++i) {
+    const std::vector<PartPayload> payload = SplitPayload(request);
+    for (size_t i = 0; i < payload.size(); ++i) {
       std::vector<float>& values = got[request.header.part(static_cast<int>(i)).partition()];
-      values.resize(request.payload[i].num_floats());
-      std::memcpy(values.data(), request.payload[i].data(), request.payload[i].size());
+      values.resize(payload[i].values.num_floats());
+      std::memcpy(values.data(), payload[i].values.data(), payload[i].values.size());
     }
     AnswerAll(server, from, std::move(request));
   });
   Buffer gradients = Buffer::Allocate(kElements * sizeof(float));
   std::iota(gradients.mutable_floats(), gradients.mutable_floats() + kElements, 0.0f);
   bool acked = false;
-  client_->Push(0, 4, {6, 4}, gradients);
-  client_->Push(1, 4, {4}, gradients);  // before the first is acknowledged
+  table_->Push(0, 4, {6, 4}, gradients);
+  table_->Push(1, 4, {4}, gradients);  // before the first is acknowledged
   client_->WhenAllAcknowledged([&] { acked = true; });
   ASSERT_TRUE(Run([&] { return acked; }));
-  client_->Push(2, 4, {4}, gradients);
+  table_->Push(2, 4, {4}, gradients);
   acked = false;
   client_->WhenAllAcknowledged([&] { acked = true; });
   ASSERT_TRUE(Run([&] { return acked; }));
@@ -187,7 +194,7 @@ TEST_F(PsClientTest, APushWithoutSamplesHasNoPayload) {
     EXPECT_EQ(request.header.part(0).sequence(), 1u);
     AnswerAll(server, from, std::move(request));
   });
-  client_->Push(3, 0, {0, 1, 2}, Buffer());
+  table_->Push(3, 0, {0, 1, 2}, Buffer());
   bool acked = false;
   client_->WhenAllAcknowledged([&] { acked = true; });
   ASSERT_TRUE(Run([&] { return acked; }));
@@ -205,9 +212,9 @@ TEST_F(PsClientTest, UnacknowledgedSequencesAreBounded) {
     if (hold && request.header.part(0).sequence() == 1) return;  // as if it had been lost
     AnswerAll(server, from, std::move(request));
   });
-  for (uint64_t tick = 0; tick < 600; ++tick) client_->Push(tick, 0, {0}, Buffer());
+  for (uint64_t tick = 0; tick < 600; ++tick) table_->Push(tick, 0, {0}, Buffer());
   Run([] { return false; }, absl::Milliseconds(500));
-  EXPECT_EQ(highest, PsClient::kMaxUnacknowledged);
+  EXPECT_EQ(highest, PushStream::kMaxUnacknowledged);
   hold = false;
   bool acked = false;
   client_->WhenAllAcknowledged([&] { acked = true; });
@@ -223,12 +230,12 @@ TEST_F(PsClientTest, MessagesInFlightAreBoundedAndAPullStaysBehindThePushes) {
     most = std::max(most, ++open);
     held.emplace_back(from, request.header);
   });
-  for (uint64_t tick = 0; tick < 40; ++tick) client_->Push(tick, 0, {0}, Buffer());
-  client_->Pull(
+  for (uint64_t tick = 0; tick < 40; ++tick) table_->Push(tick, 0, {0}, Buffer());
+  table_->Pull(
       40, parameters_.data(), [](auto) {}, [](const auto&) {});
   // Less than the silence after which a message would be sent again.
   Run([] { return false; }, absl::Milliseconds(100));
-  ASSERT_EQ(servers_[0]->requests.size(), static_cast<size_t>(PsClient::kMaxInFlight));
+  ASSERT_EQ(servers_[0]->requests.size(), static_cast<size_t>(ShardQueues::kCreditMessages));
   for (int round = 0; round < 4; ++round) {
     for (auto& [from, header] : std::exchange(held, {})) {
       --open;
@@ -242,7 +249,7 @@ TEST_F(PsClientTest, MessagesInFlightAreBoundedAndAPullStaysBehindThePushes) {
   ASSERT_EQ(kinds.size(), 42u);
   EXPECT_TRUE(std::all_of(kinds.begin(), kinds.begin() + 40,
                           [](pb::Kind kind) { return kind == pb::PUSH; }));
-  EXPECT_LE(most, PsClient::kMaxInFlight + 2);  // and the two pulls on server 1
+  EXPECT_LE(most, ShardQueues::kCreditMessages + 2);  // and the two pulls on server 1
 }
 
 TEST_F(PsClientTest, WrongPullAnswersAreRefused) {
@@ -252,7 +259,7 @@ TEST_F(PsClientTest, WrongPullAnswersAreRefused) {
   };
   const Case cases[] = {
       {[](Frame& f) { f.header.mutable_part()->RemoveLast(), f.payload.pop_back(); },
-       "has 1 parts and 1 payloads, expected is 2"},
+       "has 1 parts, expected is 2"},
       {[](Frame& f) { f.header.mutable_part(0)->set_partition(2); },
        "part 0 of the answer is partition 2, expected is 0"},
       {[](Frame& f) {
@@ -271,7 +278,7 @@ TEST_F(PsClientTest, WrongPullAnswersAreRefused) {
       server.rpc().Reply(from, request.header, std::move(answer));
     });
     bool done = false;
-    client_->Pull(
+    table_->Pull(
         7, parameters_.data(), [](auto) {}, [&](const auto&) { done = true; });
     Run([&] { return !error_.ok(); });
     Run([] { return false; }, absl::Seconds(1));
@@ -288,7 +295,7 @@ TEST_F(PsClientTest, AServersErrorAndADeadlineNameTheRequestOnce) {
     server.rpc().ReplyError(from, request.header,
                             absl::FailedPreconditionError("incarnation 9 is current"));
   });
-  client_->Push(7, 0, {1}, Buffer());
+  table_->Push(7, 0, {1}, Buffer());
   ASSERT_TRUE(Run([&] { return !error_.ok(); }));
   EXPECT_EQ(error_, absl::FailedPreconditionError(
                         "push of step 7 to server 1 shard 0 (sim://server1): incarnation 9 is "
@@ -299,7 +306,7 @@ TEST_F(PsClientTest, SilenceEndsInADeadlineThatSaysWhatWasAwaited) {
   StartServers([&](FakeServer& server, NodeId from, Frame request) {
     server.rpc().ReplyParked(from, request.header, "worker 1 (at tick 6)");
   });
-  client_->Pull(
+  table_->Pull(
       7, parameters_.data(), [](auto) {}, [](const auto&) {});
   ASSERT_TRUE(Run([&] { return !error_.ok(); }));
   EXPECT_TRUE(absl::IsDeadlineExceeded(error_));
@@ -319,8 +326,8 @@ TEST_F(PsClientTest, TheFinalPullOutlastsItsDeadlineAndSaysSo) {
     }
   });
   bool done = false;
-  client_->Pull(
-      PsClient::kFinalTick, parameters_.data(), [](auto) {}, [&](const auto&) { done = true; });
+  table_->Pull(
+      DenseTable::kFinalTick, parameters_.data(), [](auto) {}, [&](const auto&) { done = true; });
   Run([] { return false; }, absl::Seconds(12));
   EXPECT_TRUE(error_.ok()) << error_;
   ASSERT_FALSE(log_.empty());
@@ -346,19 +353,20 @@ TEST_F(PsClientTest, LeaveGoesToEveryShard) {
 TEST_F(PsClientTest, AnAssignmentThatDoesNotCoverTheTableIsRefused) {
   StartServers(AnswerAll);
   const pb::Assignment good = AssignRoundRobin(Table(), kPartitions, servers_);
-  auto message = [&](const pb::Assignment& assignment, uint32_t table) {
-    return std::string(PsClient::Create(&node_.rpc, assignment, table, {}).status().message());
+  auto message = [&](const pb::Assignment& assignment) {
+    return std::string(PsClient::Create(&node_.env, &node_.rpc, assignment, {}).status().message());
   };
-  EXPECT_THAT(message(good, 2), HasSubstr("table 2 is not in it"));
+  EXPECT_EQ(client_->dense(2), nullptr);
+  EXPECT_EQ(client_->sparse(1), nullptr);
   pb::Assignment bad = good;
   bad.mutable_map()->mutable_table(0)->mutable_owner()->RemoveLast();
-  EXPECT_THAT(message(bad, 1), HasSubstr("has 6 owners, expected is one for each of 7"));
+  EXPECT_THAT(message(bad), HasSubstr("has 6 owners, expected is one for each of 7"));
   bad = good;
   bad.mutable_map()->mutable_table(0)->set_owner(3, 2);
-  EXPECT_THAT(message(bad, 1), HasSubstr("partition 3 of table 1 is owned by shard 2"));
+  EXPECT_THAT(message(bad), HasSubstr("partition 3 of table 1 is owned by shard 2"));
   bad = good;
   bad.mutable_map()->clear_table();
-  EXPECT_THAT(message(bad, 1), HasSubstr("no partition map of table 1"));
+  EXPECT_THAT(message(bad), HasSubstr("no partition map of table 1"));
 }
 
 }  // namespace

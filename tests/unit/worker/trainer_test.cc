@@ -10,6 +10,7 @@
 
 #include "google/protobuf/text_format.h"
 #include "ps/table/dense_partition.h"
+#include "ps/wire/payload.h"
 #include "tests/unit/worker/fake_server.h"
 #include "tools/local/local_run.h"
 
@@ -58,7 +59,7 @@ class BspServer {
       leave_after_[header.rank()] = leave.after_tick();
       server.rpc().Reply(from, header, Frame());
     } else if (header.kind() == pb::PUSH) {
-      Take(header, std::move(request.payload));
+      Take(request);
       server.rpc().Reply(from, header, Frame());
     } else {
       parked_.push_back({&server, from, header});
@@ -89,16 +90,16 @@ class BspServer {
     return part;
   }
 
-  void Take(const pb::FrameHeader& header, std::vector<Buffer> payload) {
+  void Take(const Frame& request) {
+    const pb::FrameHeader& header = request.header;
+    const std::vector<PartPayload> payload = SplitPayload(request);
     if (header.weight() == 0) ++empty_pushes_;
     for (int i = 0; i < header.part_size(); ++i) {
       Part& part = PartOf(header.part(i).partition());
       EXPECT_EQ(header.part(i).sequence(), ++part.sequences[header.rank()]);
-      const bool first =
-          part.steps[header.tick()]
-              .emplace(header.rank(),
-                       std::pair(header.weight(), header.weight() == 0 ? Buffer() : payload[i]))
-              .second;
+      const bool first = part.steps[header.tick()]
+                             .emplace(header.rank(), std::pair(header.weight(), payload[i].values))
+                             .second;
       EXPECT_TRUE(first) << "step " << header.tick() << " pushed twice";
     }
   }
@@ -212,7 +213,7 @@ class TrainerTest : public ::testing::Test {
     options.max_request_bytes = uint64_t{experiment.cluster().max_request_kib()} * 1024;
     options.on_error = [this](const absl::Status& status) { error_ = status; };
     worker->client =
-        *PsClient::Create(&worker->node.rpc, assignment, kModelTable, std::move(options));
+        *PsClient::Create(&worker->node.env, &worker->node.rpc, assignment, std::move(options));
     Trainer::Handlers handlers;
     handlers.on_report = [worker](pb::Report report) { worker->reports.push_back(report); };
     handlers.on_finished = [worker](pb::Finished finished) { worker->finished = finished; };
@@ -270,7 +271,8 @@ TEST_F(TrainerTest, ThreeWorkersGiveTheReferencesBits) {
   Run(experiment);
   ExpectReference(experiment);
   // Every part of every step, once.
-  EXPECT_EQ(workers_[0]->finished->pushes_acked(), 8u * workers_[0]->client->layout().partitions());
+  EXPECT_EQ(workers_[0]->finished->pushes_acked(),
+            8u * workers_[0]->client->dense(kModelTable)->layout().partitions());
   EXPECT_TRUE(workers_[1]->finished->weights_sha256().empty());
 }
 

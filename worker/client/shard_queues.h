@@ -1,0 +1,172 @@
+// ShardQueues: what waits for each shard, in which order it leaves, and how much is on its way.
+//
+// Two lanes a shard: small messages have one of their own, so that they never stand behind bulk.
+// Within a lane pushes and pulls have separate credit, a bound on messages and on bytes between
+// the first sending and the answer, after the credit of ByteScheduler (Peng et al., "A generic
+// communication scheduler for distributed DNN training acceleration", SOSP 2019): enough to keep a
+// link busy, and what becomes urgent later stands behind no more than that. Messages leave by their
+// order: earlier steps first, and in a step what forward needs first (Jayarajan et al., "Priority-
+// based parameter propagation for distributed DNN training", MLSys 2019); equals leave as they
+// came. A pull leaves after the pushes before it in that order.
+//
+// Why nothing deadlocks is in docs/decisions/013-client-scheduling.md; in short: a push waits for
+// acknowledgements alone, which depend on nobody but the server, and a pull waits for no pull of a
+// later tick.
+//
+// Thread-safety: as Env, everything on the loop.
+#ifndef PARLEY_WORKER_CLIENT_SHARD_QUEUES_H_
+#define PARLEY_WORKER_CLIENT_SHARD_QUEUES_H_
+
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "ps/base/ids.h"
+#include "ps/net/rpc.h"
+
+namespace parley {
+
+// One message, waiting or on its way. Made by a table, owned by the queues.
+class ShardRequest {
+ public:
+  enum class Kind {
+    kPush,
+    kPushPull,  // leaves as such where a pull may leave, else as a push, with a pull to follow
+    kPull,
+    kLeave,
+  };
+
+  explicit ShardRequest(Kind kind) : kind(kind) {}
+  virtual ~ShardRequest() = default;
+
+  // Called when its turn has come, and again after TryAgain. What it returns is sent until it is
+  // answered, so it must not change.
+  virtual Frame MakeFrame() = 0;
+
+  // "push of step 7 to <shard>".
+  virtual std::string What(const std::string& shard) const = 0;
+
+  // Pushes: whether the sequences it needs are free. Asked at the head of the queue.
+  virtual bool MayLeave() const { return true; }
+
+  // kPushPull: the pull half; this one goes on as kPush.
+  virtual std::unique_ptr<ShardRequest> Split() { return nullptr; }
+
+  // Whether the request should be queued again after `error` rather than end everything.
+  virtual bool TryAgain(const absl::Status& error) {
+    static_cast<void>(error);
+    return false;
+  }
+
+  // An answer that does not fit the question is an error; then nothing has been called back.
+  virtual absl::Status OnAnswer(Frame answer) = 0;
+
+  Kind kind;
+  // Its place: the lane, then `step` and `rank`, lower first.
+  bool small = false;
+  uint64_t step = 0;
+  uint64_t rank = 0;
+  uint64_t push_bytes = 0;  // about what travels there
+  uint64_t pull_bytes = 0;  // and back
+  uint64_t pull_tick = 0;   // pulls: what they are wanted for
+};
+
+class ShardQueues {
+ public:
+  // On their way to one shard in one lane, pushes and pulls each. One message is always let go,
+  // whatever its size.
+  static constexpr uint64_t kCreditMessages = 16;
+  static constexpr uint64_t kCreditBytes = uint64_t{4} << 20;
+  // A message of up to so many bytes is small.
+  static constexpr uint64_t kSmallBytes = uint64_t{64} << 10;
+
+  struct Options {
+    absl::Duration progress_timeout = absl::Seconds(60);
+    absl::AnyInvocable<void(const absl::Status&)> on_error;  // once
+    absl::AnyInvocable<void(const std::string&)> log;        // may be empty
+  };
+
+  // `rpc` must outlive this.
+  ShardQueues(Rpc* rpc, Options options) : rpc_(rpc), options_(std::move(options)) {}
+  ~ShardQueues();
+  ShardQueues(const ShardQueues&) = delete;
+  ShardQueues& operator=(const ShardQueues&) = delete;
+
+  // Before anything is queued. `name`: "server 1 shard 0 (tcp://...)".
+  void AddShard(NodeId node, std::string name);
+  size_t shards() const { return shards_.size(); }
+
+  void Enqueue(uint32_t shard, std::unique_ptr<ShardRequest> request);
+
+  // Pushes that wait or are not acknowledged. What is still being gathered is counted by Hold.
+  uint64_t pushes_open() const { return pushes_open_; }
+  void Hold() { ++pushes_open_; }
+  void Release();
+  void WhenAllAcknowledged(absl::AnyInvocable<void()> done);
+
+  // The first error, from a shard or a caller, goes to on_error; afterwards nothing is sent.
+  void Fail(const absl::Status& status);
+  bool failed() const { return failed_; }
+
+  // What has waited longest; empty if nothing is on its way.
+  std::string WaitingFor() const;
+
+ private:
+  struct Place {
+    uint64_t step, rank, serial;
+    auto operator<=>(const Place&) const = default;
+  };
+  struct Load {
+    uint64_t messages = 0, bytes = 0;
+    bool Takes(uint64_t more) const {
+      return messages == 0 || (messages < kCreditMessages && bytes + more <= kCreditBytes);
+    }
+  };
+  using Queue = std::map<Place, std::unique_ptr<ShardRequest>>;
+  struct Lane {
+    Queue pushes, pulls;
+    Load pushing;
+    std::map<uint64_t, Load> pulling;  // by tick; a push-pull counts here
+  };
+  struct Shard {
+    NodeId node = kNoNode;
+    std::string name;
+    std::array<Lane, 2> lanes;  // small, bulk
+  };
+  struct InFlight {
+    uint32_t shard;
+    CallId call;
+    std::unique_ptr<ShardRequest> request;
+  };
+
+  static bool PullsTake(const Lane& lane, const ShardRequest& request);
+  static void Charge(Lane& lane, const ShardRequest& request, bool back);
+  void Insert(Shard& shard, std::unique_ptr<ShardRequest> request);
+  void Pump(uint32_t shard);
+  bool SendPush(uint32_t shard, Lane& lane);
+  bool SendPull(uint32_t shard, Lane& lane);
+  void Send(uint32_t shard, Lane& lane, std::unique_ptr<ShardRequest> request);
+  void OnAnswer(uint64_t id, absl::StatusOr<Frame> answer);
+  void OnError(const InFlight& flight, const absl::Status& error);
+
+  Rpc* const rpc_;
+  Options options_;
+  std::vector<Shard> shards_;
+  std::map<uint64_t, InFlight> in_flight_;  // in order of sending
+  uint64_t next_serial_ = 1, next_flight_ = 1;
+  uint64_t pushes_open_ = 0;
+  absl::AnyInvocable<void()> on_all_acknowledged_;
+  bool failed_ = false;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_WORKER_CLIENT_SHARD_QUEUES_H_

@@ -1,6 +1,9 @@
 #include "scheduler/assignment.h"
 
-#include "ps/base/dense_layout.h"
+#include <set>
+
+#include "absl/strings/str_format.h"
+#include "ps/base/sparse_layout.h"
 
 namespace parley {
 
@@ -18,13 +21,21 @@ absl::StatusOr<pb::Assignment> MakeAssignment(const pb::Register& tables,
     shard->set_endpoint(server->endpoint);
     shard->set_incarnation(server->incarnation);
   }
+  std::set<uint32_t> ids;
+  size_t next = 0;  // goes on from table to table: the remainder of each falls to other shards
   for (const pb::TableSpec& table : tables.table()) {
-    absl::StatusOr<DenseLayout> layout = DenseLayout::Create(table);
-    if (!layout.ok()) return layout.status();
+    if (!ids.insert(table.id()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("table '%s': id %d is another table's", table.name(), table.id()));
+    }
+    absl::StatusOr<uint32_t> partitions = TablePartitions(table);
+    if (!partitions.ok()) return partitions.status();
     *assignment.add_table() = table;
     pb::TableMap* owners = map->add_table();
     owners->set_table(table.id());
-    for (uint32_t p = 0; p < layout->partitions(); ++p) owners->add_owner(p % servers.size());
+    for (uint32_t p = 0; p < *partitions; ++p) {
+      owners->add_owner(static_cast<uint32_t>(next++ % servers.size()));
+    }
   }
   assignment.set_workers(workers.size());
   assignment.set_data_parts(workers.size());

@@ -1,6 +1,7 @@
 #include "scheduler/run_tally.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 
@@ -87,6 +88,31 @@ RunProgress RunTally::Progress(const std::vector<Member*>& workers, uint64_t tra
   return progress;
 }
 
+// Digests are sums over rows, so those of the servers add up, modulo 2^64.
+std::vector<TableSummary> RunTally::SparseTables() const {
+  std::vector<TableSummary> tables;
+  if (counts_.empty()) return tables;  // it ended before anybody counted
+  for (const pb::TableSpec& spec : tables_.table()) {
+    if (!spec.has_sparse()) continue;
+    TableSummary table;
+    table.name = spec.name();
+    uint64_t low = 0, high = 0;
+    for (const auto& [node, counts] : counts_) {
+      for (const pb::ServerCounts::Rows& rows : counts.rows()) {
+        if (rows.table() != spec.id()) continue;
+        table.rows += rows.rows();
+        table.evicted += rows.evicted();
+        table.bytes += rows.bytes();
+        low += rows.digest_low();
+        high += rows.digest_high();
+      }
+    }
+    table.digest = absl::StrFormat("%016x%016x", high, low);
+    tables.push_back(std::move(table));
+  }
+  return tables;
+}
+
 RunSummary RunTally::Summary(absl::Duration wall) const {
   RunSummary summary;
   summary.wall_seconds = absl::ToDoubleSeconds(wall);
@@ -113,7 +139,9 @@ RunSummary RunTally::Summary(absl::Duration wall) const {
     summary.pushes_dropped += counts.pushes_dropped();
     summary.pushes_duplicate += counts.pushes_duplicate();
     summary.apply_seconds = std::max(summary.apply_seconds, counts.apply_seconds());
+    summary.frames_refused += counts.refused();
   }
+  summary.tables = SparseTables();
   summary.ok = summary.pushes_acknowledged == summary.pushes_applied + summary.pushes_dropped;
   if (!summary.ok) {
     summary.reason = absl::StrFormat(

@@ -20,6 +20,9 @@ class RunTally {
  public:
   explicit RunTally(const pb::Experiment& experiment);
 
+  // What the workers train: the summary names its sparse tables.
+  void SetTables(const pb::Register& tables) { tables_ = tables; }
+
   // The metrics of an epoch when this report was the last one missing for it.
   std::optional<EpochMetrics> AddReport(uint32_t worker, const pb::Report& report);
   void AddFinished(uint32_t worker, const pb::Finished& finished);
@@ -35,8 +38,11 @@ class RunTally {
   RunSummary Summary(absl::Duration wall) const;
 
  private:
+  std::vector<TableSummary> SparseTables() const;
+
   const pb::Experiment experiment_;
   const uint32_t workers_;
+  pb::Register tables_;
   std::map<uint32_t, std::map<uint32_t, pb::Report>> reports_;  // epoch -> worker
   std::vector<EpochMetrics> epochs_;
   std::map<uint32_t, pb::Finished> finished_;

@@ -152,6 +152,7 @@ class SchedulerNode::Impl {
     }
     if (registered_.empty()) {
       tables_ = tables;
+      tally_.SetTables(tables);
     } else if (!SameTables(tables, tables_)) {
       StopAll(absl::FailedPreconditionError(
           absl::StrCat(member->Describe(false),

@@ -168,7 +168,22 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary) {
                          .Number("wire", shares.wire)
                          .Number("other", shares.other)
                          .str());
-  line.Text("weights_sha256", summary.weights_sha256);
+  line.Count("frames_refused", summary.frames_refused)
+      .Text("weights_sha256", summary.weights_sha256);
+  std::string tables;
+  for (const TableSummary& table : summary.tables) {
+    absl::StrAppend(
+        &tables, tables.empty() ? "\n    " : ",\n    ",
+        JsonLine()
+            .Text("name", table.name)
+            .Count("rows", table.rows)
+            .Count("evicted", table.evicted)
+            .Count("bytes", table.bytes)
+            .Number("bytes_per_row", table.rows > 0 ? 1.0 * table.bytes / table.rows : 0)
+            .Text("digest", table.digest)
+            .str());
+  }
+  line.Raw("tables", tables.empty() ? "[]" : absl::StrCat("[", tables, "\n  ]"));
   std::string epochs;
   for (const EpochMetrics& epoch : summary.epochs) {
     absl::StrAppend(&epochs, epochs.empty() ? "\n    " : ",\n    ", EpochFields(epoch).str());

@@ -44,6 +44,14 @@ struct EpochMetrics {
   uint64_t max_staleness = 0;
 };
 
+// What a sparse table holds at the end, over all servers.
+struct TableSummary {
+  std::string name;
+  uint64_t rows = 0, evicted = 0;
+  uint64_t bytes = 0;  // memory of rows, keys, slots and index
+  std::string digest;  // 32 hex digits: equal for equal rows, whatever the number of servers
+};
+
 struct RunSummary {
   bool ok = false;
   std::string reason;  // why it is not ok
@@ -55,7 +63,9 @@ struct RunSummary {
   uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0,
            rpc_retries = 0;
   uint64_t max_staleness = 0;
-  std::string weights_sha256;
+  uint64_t frames_refused = 0;       // by servers: messages that were no valid frame
+  std::string weights_sha256;        // of the dense table
+  std::vector<TableSummary> tables;  // sparse ones, in the order of registration
   std::vector<EpochMetrics> epochs;
 };
 

@@ -227,7 +227,15 @@ void TerminalReport::OnFinish(const RunSummary& summary) {
         "  limited by  %s (compute %.0f%%, wire %.0f%%, server %.0f%%, other %.0f%%)",
         shares.largest, 100 * shares.compute, 100 * shares.wire, 100 * shares.server,
         100 * shares.other));
-    Line(absl::StrCat("  weights     sha256 ", Printable(summary.weights_sha256)));
+    if (!summary.weights_sha256.empty()) {
+      Line(absl::StrCat("  weights     sha256 ", Printable(summary.weights_sha256)));
+    }
+    for (const TableSummary& table : summary.tables) {
+      Line(absl::StrCat(
+          "  rows        ", Printable(table.name), ": ", WithCommas(table.rows), ", ",
+          table.evicted > 0 ? absl::StrCat(WithCommas(table.evicted), " evicted, ") : "",
+          absl::StrFormat("%.1f MiB", table.bytes / 0x1p20), ", digest ", table.digest));
+    }
   }
   if (!options_.run_dir.empty()) Line(absl::StrCat("  run         ", options_.run_dir));
 }

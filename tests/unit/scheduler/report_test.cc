@@ -204,6 +204,17 @@ TEST(RunDirectory, LeavesTheRecordOfARun) {
   EXPECT_TRUE((*directory)->status().ok());
 }
 
+TEST(SummaryJson, NamesSparseTables) {
+  RunSummary summary = Summary();
+  EXPECT_THAT(SummaryJson("job", summary), HasSubstr(R"("tables": [])"));
+  summary.tables = {{"clicks", 10, 2, 720, "00ff"}};
+  summary.frames_refused = 3;
+  const std::string json = SummaryJson("job", summary);
+  EXPECT_THAT(json, HasSubstr(R"({"name": "clicks", "rows": 10, "evicted": 2, "bytes": 720, )"
+                              R"("bytes_per_row": 72, "digest": "00ff"})"));
+  EXPECT_THAT(json, HasSubstr(R"("frames_refused": 3)"));
+}
+
 TEST(RunDirectory, SaysWhatCannotBeWritten) {
   FakeClock time;
   auto directory = RunDirectory::Create("/proc/no/run", time.clock());
@@ -330,6 +341,13 @@ TEST(TerminalReport, EndsWithTheResults) {
             "  limited by  compute (compute 60%, wire 20%, server 10%, other 10%)\n"
             "  weights     sha256 abc123\n"
             "  run         runs/x\n");
+  screen.text.clear();
+  RunSummary sparse = Summary();
+  sparse.tables = {{"clicks\x1b", 1234567, 0, 3 << 20, "00ff"}, {"items", 5, 1000, 0, "0a"}};
+  report.OnFinish(sparse);
+  EXPECT_THAT(screen.text, HasSubstr("  rows        clicks?: 1,234,567, 3.0 MiB, digest 00ff\n"
+                                     "  rows        items: 5, 1,000 evicted, 0.0 MiB, digest 0a\n"
+                                     "  run         runs/x\n"));
   screen.text.clear();
   report.OnEvent("refused a late node");  // the results stay last
   report.OnProgress(Halfway());

@@ -62,6 +62,44 @@ TEST(RunTally, AcknowledgedButNotAppliedIsNotOk) {
   EXPECT_EQ(tally.Summary(absl::Seconds(1)).weights_sha256, "abc");
 }
 
+pb::ServerCounts::Rows MakeRows(uint32_t table, uint64_t rows, uint64_t low, uint64_t high) {
+  pb::ServerCounts::Rows counted;
+  counted.set_table(table);
+  counted.set_rows(rows);
+  counted.set_evicted(1);
+  counted.set_bytes(rows * 72);
+  counted.set_digest_low(low);
+  counted.set_digest_high(high);
+  return counted;
+}
+
+TEST(RunTally, SparseTablesAreSummedOverServers) {
+  RunTally tally(TwoWorkers());
+  pb::Register tables;
+  tables.add_table()->set_name("model");
+  pb::TableSpec* sparse = tables.add_table();
+  sparse->set_id(3);
+  sparse->set_name("embedding");
+  sparse->mutable_sparse()->set_dim(4);
+  tally.SetTables(tables);
+  EXPECT_TRUE(tally.Summary(absl::Seconds(1)).tables.empty());  // nobody has counted
+  pb::ServerCounts counts;
+  counts.set_refused(2);
+  *counts.add_rows() = MakeRows(3, 10, ~uint64_t{0}, 0x10);
+  tally.AddCounts(NodeId{1}, counts);
+  *counts.mutable_rows(0) = MakeRows(3, 5, 2, 0xa000000000000000);
+  *counts.add_rows() = MakeRows(9, 1000, 7, 7);  // nobody's table
+  tally.AddCounts(NodeId{2}, counts);
+  const RunSummary summary = tally.Summary(absl::Seconds(1));
+  ASSERT_EQ(summary.tables.size(), 1u);
+  EXPECT_EQ(summary.tables[0].name, "embedding");
+  EXPECT_EQ(summary.tables[0].rows, 15u);
+  EXPECT_EQ(summary.tables[0].evicted, 2u);
+  EXPECT_EQ(summary.tables[0].bytes, 15u * 72);
+  EXPECT_EQ(summary.tables[0].digest, "a0000000000000100000000000000001");  // modulo 2^64 each
+  EXPECT_EQ(summary.frames_refused, 4u);
+}
+
 TEST(RunTally, ProgressIsTheSlowestWorkers) {
   RunTally tally(TwoWorkers());
   Member fast, slow;

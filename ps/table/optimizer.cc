@@ -10,6 +10,7 @@
 #include "ps/table/optimizer_config.h"
 #include "ps/table/optimizer_kernels.h"
 #include "ps/table/optimizer_rules.h"
+#include "ps/table/row_kernels.h"
 #include "ps/table/schedule.h"
 
 namespace parley {
@@ -100,6 +101,11 @@ double Optimizer::NormScale(double sum_of_squares) const {
   // Written so that a gradient that is no number stays one, as in PyTorch, rather than passing
   // unclipped.
   return scale > 1 ? 1 : scale;
+}
+
+const RowKernels& BestRowKernels() {
+  return &Kernels() == &kernels_avx512::kKernels ? kernels_avx512::kRowKernels
+                                                 : kernels_avx2::kRowKernels;
 }
 
 const char* OptimizerKernelIsa() { return Kernels().isa; }

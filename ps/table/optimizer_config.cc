@@ -85,8 +85,7 @@ absl::Status CheckRule(const pb::Optimizer& config) {
     case pb::Optimizer::kRowAdagrad:
       return absl::InvalidArgumentError(
           "optimizer: ftrl and row_adagrad are rules for the rows of sparse tables; dense tables "
-          "take sgd, adagrad, "
-          "adadelta, rmsprop, adam, adamw");
+          "take sgd, adagrad, adadelta, rmsprop, adam, adamw");
     case pb::Optimizer::RULE_NOT_SET:
       break;
   }
@@ -94,17 +93,38 @@ absl::Status CheckRule(const pb::Optimizer& config) {
       "optimizer has no rule; set one of sgd, adagrad, adadelta, rmsprop, adam, adamw");
 }
 
+// What every rule has.
+absl::Status CheckCommon(const pb::Optimizer& config) {
+  absl::Status status = CheckAll({{"lr", config.lr(), Field::kNotNegative},
+                                  {"weight_decay", config.weight_decay(), Field::kNotNegative},
+                                  {"clip_value", config.clip_value(), Field::kNotNegative},
+                                  {"clip_norm", config.clip_norm(), Field::kNotNegative}});
+  if (!status.ok()) return status;
+  return CheckSchedule(config.schedule());
+}
+
 }  // namespace
 
 absl::Status CheckOptimizer(const pb::Optimizer& config) {
   absl::Status status = CheckRule(config);
-  if (!status.ok()) return status;
-  status = CheckAll({{"lr", config.lr(), Field::kNotNegative},
-                     {"weight_decay", config.weight_decay(), Field::kNotNegative},
-                     {"clip_value", config.clip_value(), Field::kNotNegative},
-                     {"clip_norm", config.clip_norm(), Field::kNotNegative}});
-  if (!status.ok()) return status;
-  return CheckSchedule(config.schedule());
+  return status.ok() ? CheckCommon(config) : status;
+}
+
+absl::Status CheckRowOptimizer(const pb::Optimizer& config) {
+  absl::Status status;
+  if (config.has_ftrl()) {
+    status = CheckAll({{"ftrl.beta", config.ftrl().beta(), Field::kNotNegative},
+                       {"ftrl.l1", config.ftrl().l1(), Field::kNotNegative},
+                       {"ftrl.l2", config.ftrl().l2(), Field::kNotNegative}});
+  } else if (config.has_row_adagrad()) {
+    const pb::RowAdagrad& rule = config.row_adagrad();
+    status = CheckAll(
+        {{"row_adagrad.eps", rule.eps(), Field::kNotNegative},
+         {"row_adagrad.initial_accumulator", rule.initial_accumulator(), Field::kNotNegative}});
+  } else {
+    status = CheckRule(config);
+  }
+  return status.ok() ? CheckCommon(config) : status;
 }
 
 }  // namespace parley

@@ -10,6 +10,10 @@ namespace parley {
 // kInvalidArgument: "optimizer.sgd.momentum is -1; allowed: ...", the first field that is wrong.
 absl::Status CheckOptimizer(const pb::Optimizer& config);
 
+// The same for the rows of sparse tables, which take every rule of dense tables, ftrl and
+// row_adagrad. clip_norm is not looked at: rows are not clipped by norm.
+absl::Status CheckRowOptimizer(const pb::Optimizer& config);
+
 }  // namespace parley
 
 #endif  // PARLEY_PS_TABLE_OPTIMIZER_CONFIG_H_

@@ -23,6 +23,8 @@ enum class UpdateRule : uint8_t {
   kRmsPropCenteredMomentum,  // square average, gradient average, momentum buffer
   kAdam,                     // first moment, second moment; AdamW too (weight_factor)
   kAdamAmsgrad,              // first moment, second moment, its maximum
+  kFtrl,                     // z, n of McMahan 2013; rows only
+  kRowAdagrad,               // - (one accumulator a row); rows only, see row_kernels.h
 };
 
 // The numbers of one step, rounded to float32 only here, as PyTorch rounds its Python scalars.
@@ -36,6 +38,10 @@ struct RuleScalars {
   float momentum = 0;
   float bias2_sqrt = 1;     // sqrt(1 - beta2^t)
   float weight_factor = 1;  // AdamW's decoupled decay: 1 - lr * weight_decay
+  float alpha = 0;          // FTRL's learning rate
+  float beta = 0;           // FTRL's
+  float l1 = 0;             // FTRL's
+  float l2 = 0;             // FTRL's
 };
 
 struct GradientSum {

@@ -178,6 +178,25 @@ void Adam(RuleScalars k, const float* w, float* out, float* const* slots, const 
   }
 }
 
+// Algorithm 1 of McMahan et al. 2013, with the weight of the next round stored beside z and n
+// instead of made from them when it is asked for.
+void Ftrl(RuleScalars k, const float* w, float* out, float* z, float* n, const float* g,
+          uint64_t size) {
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < size; ++i) {
+    const float squares = n[i] + g[i] * g[i];
+    const float root = __builtin_sqrtf(squares);
+    const float sigma = (root - __builtin_sqrtf(n[i])) / k.alpha;
+    const float sum = (z[i] + g[i]) - sigma * w[i];
+    n[i] = squares;
+    z[i] = sum;
+    const float beyond = sum < 0 ? sum + k.l1 : sum - k.l1;
+    const float weight = -beyond / ((k.beta + root) / k.alpha + k.l2);
+    // Written so that a z that is no number makes a weight that is none.
+    out[i] = __builtin_fabsf(sum) <= k.l1 ? 0.0f : weight;
+  }
+}
+
 void UpdateTile(UpdateRule rule, const RuleScalars& k, const float* w, float* out,
                 float* const* slots, const float* g, uint64_t n) {
   switch (rule) {
@@ -203,6 +222,10 @@ void UpdateTile(UpdateRule rule, const RuleScalars& k, const float* w, float* ou
       return Adam<false>(k, w, out, slots, g, n);
     case UpdateRule::kAdamAmsgrad:
       return Adam<true>(k, w, out, slots, g, n);
+    case UpdateRule::kFtrl:
+      return Ftrl(k, w, out, slots[0], slots[1], g, n);
+    case UpdateRule::kRowAdagrad:  // knows rows, not tiles
+      return;
   }
 }
 

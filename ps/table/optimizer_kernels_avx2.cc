@@ -2,3 +2,4 @@
 #define PARLEY_KERNEL_NAMESPACE kernels_avx2
 #define PARLEY_KERNEL_ISA "avx2"
 #include "ps/table/optimizer_kernels.inc.h"
+#include "ps/table/row_kernels.inc.h"

@@ -3,3 +3,4 @@
 #define PARLEY_KERNEL_NAMESPACE kernels_avx512
 #define PARLEY_KERNEL_ISA "avx512"
 #include "ps/table/optimizer_kernels.inc.h"
+#include "ps/table/row_kernels.inc.h"

@@ -50,9 +50,11 @@ UpdateRule RuleOf(const pb::Optimizer& config) {
       return config.rmsprop().momentum() > 0 ? UpdateRule::kRmsPropMomentum : UpdateRule::kRmsProp;
     case pb::Optimizer::kAdam:
       return config.adam().amsgrad() ? UpdateRule::kAdamAmsgrad : UpdateRule::kAdam;
-    case pb::Optimizer::kAdamw:
-    case pb::Optimizer::kFtrl:  // of rows only
+    case pb::Optimizer::kFtrl:
+      return UpdateRule::kFtrl;
     case pb::Optimizer::kRowAdagrad:
+      return UpdateRule::kRowAdagrad;
+    case pb::Optimizer::kAdamw:
     case pb::Optimizer::RULE_NOT_SET:  // refused by CheckOptimizer
       return UpdateRule::kAdam;
   }
@@ -62,6 +64,7 @@ UpdateRule RuleOf(const pb::Optimizer& config) {
 int SlotsOf(UpdateRule rule) {
   switch (rule) {
     case UpdateRule::kSgd:
+    case UpdateRule::kRowAdagrad:
       return 0;
     case UpdateRule::kSgdMomentum:
     case UpdateRule::kSgdNesterov:
@@ -72,6 +75,7 @@ int SlotsOf(UpdateRule rule) {
     case UpdateRule::kRmsPropMomentum:
     case UpdateRule::kRmsPropCentered:
     case UpdateRule::kAdam:
+    case UpdateRule::kFtrl:
       return 2;
     case UpdateRule::kRmsPropCenteredMomentum:
     case UpdateRule::kAdamAmsgrad:
@@ -116,7 +120,14 @@ RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
       k.weight_factor = static_cast<float>(1 - lr * DecimalOf(config.weight_decay()));
       break;
     case pb::Optimizer::kFtrl:
+      k.alpha = static_cast<float>(lr);
+      k.beta = config.ftrl().beta();
+      k.l1 = config.ftrl().l1();
+      k.l2 = config.ftrl().l2();
+      break;
     case pb::Optimizer::kRowAdagrad:
+      k.eps = static_cast<float>(DecimalOf(config.row_adagrad().eps()));
+      break;
     case pb::Optimizer::RULE_NOT_SET:
       break;
   }

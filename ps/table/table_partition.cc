@@ -1,0 +1,76 @@
+#include "ps/table/table_partition.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_format.h"
+#include "ps/table/dense_partition.h"
+#include "ps/table/sparse_partition.h"
+
+namespace parley {
+namespace {
+
+// A DensePartition with an optimizer of its own.
+class DenseTablePartition final : public TablePartition {
+ public:
+  DenseTablePartition(const pb::TableSpec& table, const DenseLayout& layout, uint32_t index,
+                      std::unique_ptr<Optimizer> optimizer, BufferPool* pool)
+      : table_(table.name()),
+        optimizer_(std::move(optimizer)),
+        dense_(table, layout, index, optimizer_.get(), pool) {}
+
+  uint64_t values(uint64_t) const override { return dense_.size(); }
+
+  absl::Status CheckKeys(KeyList keys) const override {
+    if (keys.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "table '%s' is dense: %d keys came with a request, allowed are none", table_, keys.size()));
+  }
+
+  void Apply(absl::Span<const GradientView> gradients, StepInfo info) override {
+    dense_.Apply(Values(gradients), info);
+  }
+
+  double SumOfSquares(absl::Span<const GradientView> gradients, double inverse_weight) override {
+    return Optimizer::SumOfSquares(dense_.size(), Values(gradients), inverse_weight);
+  }
+
+  Buffer Read(KeyList) override { return dense_.Read(); }
+  void EndStep(uint64_t) override {}
+  uint64_t version() const override { return dense_.version(); }
+  uint64_t memory_bytes() const override {
+    return dense_.size() * sizeof(float) * (1 + static_cast<uint64_t>(optimizer_->slots()));
+  }
+  void AddCounts(pb::ServerCounts::Rows*) const override {}
+
+ private:
+  const std::vector<const float*>& Values(absl::Span<const GradientView> gradients) {
+    values_.clear();
+    for (const GradientView& gradient : gradients) values_.push_back(gradient.values);
+    return values_;
+  }
+
+  const std::string table_;
+  const std::unique_ptr<Optimizer> optimizer_;
+  DensePartition dense_;
+  std::vector<const float*> values_;  // scratch
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb::TableSpec& table,
+                                                                       uint32_t index,
+                                                                       BufferPool* pool) {
+  if (table.has_sparse()) return SparsePartition::Create(table, index, pool);
+  absl::StatusOr<DenseLayout> layout = DenseLayout::Create(table);
+  if (!layout.ok()) return layout.status();
+  if (index >= layout->partitions()) {
+    return absl::InvalidArgumentError(absl::StrFormat("table '%s': partition %d of %d partitions",
+                                                      table.name(), index, layout->partitions()));
+  }
+  absl::StatusOr<std::unique_ptr<Optimizer>> optimizer = Optimizer::Create(table.optimizer());
+  if (!optimizer.ok()) return optimizer.status();
+  return std::make_unique<DenseTablePartition>(table, *layout, index, *std::move(optimizer), pool);
+}
+
+}  // namespace parley

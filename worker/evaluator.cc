@@ -7,14 +7,16 @@
 
 namespace parley {
 
-Evaluator::Evaluator(Env* env, std::shared_ptr<Workload> workload, uint64_t batch_rows)
-    : env_(env), workload_(std::move(workload)), batch_rows_(batch_rows) {}
+Evaluator::Evaluator(Env* env, std::shared_ptr<Workload> workload, SparseTable* rows,
+                     uint64_t batch_rows)
+    : env_(env), workload_(std::move(workload)), rows_(rows), batch_rows_(batch_rows) {}
 
-void Evaluator::Run(bool train, Range slice, Buffer parameters, Done done) {
+void Evaluator::Run(bool train, Range slice, uint64_t tick, Buffer parameters, Done done) {
   assert(pass_ == nullptr);
   pass_ = std::make_shared<Pass>();
   pass_->workload = workload_;
   pass_->set = train ? workload_->data.train.get() : workload_->data.test.get();
+  pass_->tick = tick;
   pass_->parameters = std::move(parameters);
   pass_->next = slice.begin;
   pass_->end = slice.end;
@@ -34,32 +36,62 @@ void Evaluator::Next() {
     }
     return;
   }
-  env_->Offload([pass = pass_] { pass->status = pass->RunBatch(); },
+  if (rows_ == nullptr) {
+    Compute();
+    return;
+  }
+  env_->Offload([pass = pass_] { pass->Load(); },
+                [this, alive = std::weak_ptr<bool>(alive_)] {
+                  if (!alive.expired()) PullRows();
+                });
+}
+
+void Evaluator::PullRows() {
+  pass_->rows.resize(pass_->keys.keys.size() * rows_->dim());
+  rows_->Pull(pass_->tick, pass_->keys.keys, pass_->rows.data(),
+              [this](const PullResult&) { Compute(); });
+}
+
+void Evaluator::Compute() {
+  env_->Offload([pass = pass_] { pass->status = pass->Compute(); },
                 [this, alive = std::weak_ptr<bool>(alive_)] {
                   if (!alive.expired()) Next();
                 });
 }
 
-absl::Status Evaluator::Pass::RunBatch() {
-  const uint64_t rows = std::min(batch_rows, end - next);
-  ids.resize(rows);
+void Evaluator::Pass::Load() {
+  ids.resize(std::min(batch_rows, end - next));
   std::iota(ids.begin(), ids.end(), next);
-  x.resize(rows * set->shape().size());
-  labels.resize(rows);
+  x.resize(ids.size() * set->shape().size());
+  labels.resize(ids.size());
   set->Read(ids, x.data(), labels.data());
+  if (!workload->embedding.has_value()) return;
+  raw_keys.resize(ids.size() * set->keys_per_row());
+  set->ReadKeys(ids, raw_keys.data());
+  workload->embedding->Index(raw_keys, &keys);
+}
+
+absl::Status Evaluator::Pass::Compute() {
+  if (workload->embedding.has_value()) {
+    x.resize(ids.size() * workload->embedding->output().size());
+    workload->embedding->Gather(keys, rows.data(), x.data());
+  } else {
+    Load();
+  }
+  const uint64_t samples = ids.size();
   Model& model = *workload->model;
   model.BindParameters(parameters.floats());
   absl::Status status =
-      model.Begin({.rows = rows, .x = x.data(), .labels = labels.data()}, {.train = false});
+      model.Begin({.rows = samples, .x = x.data(), .labels = labels.data()}, {.train = false});
   for (size_t stage = 0; status.ok() && stage < model.stages(); ++stage) {
     status = model.Forward(stage);
   }
   if (!status.ok()) return status;
   const BatchResult result = model.Result();
-  sums.samples += rows;
+  sums.samples += samples;
   sums.loss_sum += result.loss_sum;
   sums.correct += result.correct;
-  next += rows;
+  next += samples;
   return absl::OkStatus();
 }
 

@@ -5,6 +5,10 @@
 // backward, telling which stages are done, and last reads the batch of the next step, in the time
 // in which this step's gradients and the next step's weights are on their way.
 //
+// With an embedding the model's input is gathered from rows that must be there before a run may
+// begin, and the gradients of the rows come after the last Backward. Which rows a batch needs is
+// known once it is read.
+//
 // Thread-safety: between Prepare and the end of a run only SetReady may be called; the loop orders
 // the rest by starting a run only when the last has ended. Holds all it touches, so that a run may
 // outlive the trainer.
@@ -22,6 +26,7 @@
 #include "models/model.h"
 #include "ps/base/buffer.h"
 #include "worker/data/sampler.h"
+#include "worker/embedding.h"
 #include "worker/workload.h"
 
 namespace parley {
@@ -39,7 +44,12 @@ class StepJob {
     std::optional<Position> next;  // whose batch to read ahead
     Buffer parameters;             // float32 [elements], filled as stages become ready
     Buffer gradients;              // float32 [elements], written
+    // With an embedding, of the batch's keys:
+    Buffer rows;           // float32 [keys, dim], filled
+    Buffer row_gradients;  // float32 [keys, dim], written
   };
+  // What on_backward is called with when row_gradients are complete; after all stages.
+  static constexpr size_t kEmbedding = ~size_t{0};
 
   StepJob(std::shared_ptr<Workload> workload, const Sampler::Options& sampler)
       : workload_(std::move(workload)), sampler_(sampler) {}
@@ -53,6 +63,14 @@ class StepJob {
   // Off the loop. `on_backward` is called on the running thread after each stage's Backward.
   void Run(absl::FunctionRef<void(size_t stage)> on_backward);
 
+  // Off the loop, between runs: reads the batch of `position`, unless it is the one read last.
+  void Load(Position position);
+  // Between runs: whether the batch of `position` is the one read last.
+  bool loaded(Position position) const { return loaded_ == position; }
+  // With an embedding: the keys of the batch read last. They stay as they are until the batch
+  // after the next is read, so a step's are there until its successor runs.
+  const KeyBatch& keys() const { return keys_[current_keys_]; }
+
   size_t forward_done() const { return forward_done_; }  // stages of the current step
   bool finished() const { return finished_; }            // or failed
   const absl::Status& status() const { return status_; }
@@ -62,7 +80,6 @@ class StepJob {
  private:
   absl::Status Begin();
   absl::Status RunStages(absl::FunctionRef<void(size_t stage)> on_backward);
-  void Load(Position position);
 
   const std::shared_ptr<Workload> workload_;
   Sampler sampler_;
@@ -82,6 +99,11 @@ class StepJob {
   WorkerBatch batch_;
   std::vector<float> x_;
   std::vector<int32_t> labels_;
+  // With an embedding. The loop pushes the keys of one step while those of the next are read.
+  std::vector<uint64_t> raw_keys_;
+  KeyBatch keys_[2];
+  int current_keys_ = 0;
+  std::vector<float> dx_;
 };
 
 }  // namespace parley

@@ -34,6 +34,7 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
     : env_(env),
       client_(client),
       dense_(client->dense(kModelTable)),
+      sparse_(client->sparse(kEmbeddingTable)),
       workload_(std::move(workload)),
       options_(std::move(options)),
       handlers_(std::move(handlers)),
@@ -43,7 +44,7 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, dense_->layout()))),
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
       parameters_(pool_->Allocate(dense_->layout().elements() * sizeof(float))),
-      evaluator_(env, workload_, options_.experiment.training().eval_batch()),
+      evaluator_(env, workload_, sparse_, options_.experiment.training().eval_batch()),
       ready_(plan_.get()) {}
 
 void Trainer::Start() { BeginEpoch(); }
@@ -81,6 +82,38 @@ void Trainer::BeginTick() {
       tick_, parameters_.mutable_floats(),
       [this](absl::Span<const uint32_t> partitions) { OnArrived(partitions); },
       [this](const PullResult& result) { OnPulled(result); });
+  rows_asked_ = rows_pulled_ = rows_pushed_ = sparse_ == nullptr || rows_ == 0;
+  MaybePullRows();
+}
+
+// The rows of this tick's keys, once it is known which they are.
+void Trainer::MaybePullRows() {
+  if (phase_ != Phase::kTraining || rows_asked_ || running_ || tick_ >= epoch_end_) return;
+  if (!job_->loaded(PositionOf(tick_))) {
+    ReadAhead();
+    return;
+  }
+  rows_asked_ = true;
+  keys_ = &job_->keys();
+  const uint64_t bytes = keys_->keys.size() * sparse_->dim() * sizeof(float);
+  row_values_ = pool_->Allocate(bytes);
+  row_gradients_ = pool_->Allocate(bytes);
+  sparse_->Pull(tick_, keys_->keys, row_values_.mutable_floats(), [this](const PullResult& result) {
+    NoteStaleness(result);
+    rows_pulled_ = true;
+    MaybeCompute();
+  });
+}
+
+// A batch that no step before it has read.
+void Trainer::ReadAhead() {
+  running_ = true;
+  env_->Offload([job = job_, position = PositionOf(tick_)] { job->Load(position); },
+                [this, alive = std::weak_ptr<bool>(alive_)] {
+                  if (alive.expired()) return;
+                  running_ = false;
+                  MaybePullRows();
+                });
 }
 
 void Trainer::OnArrived(absl::Span<const uint32_t> partitions) {
@@ -98,11 +131,13 @@ void Trainer::OnPulled(const PullResult& result) {
   std::vector<uint32_t> all(dense_->layout().partitions());
   for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
   dense_->Push(tick_, 0, all, Buffer());
+  if (sparse_ != nullptr) sparse_->Push(tick_, 0, {}, nullptr, nullptr);
   EndTick();
 }
 
 void Trainer::MaybeCompute() {
   if (phase_ != Phase::kTraining || running_ || tick_ >= epoch_end_ || rows_ == 0) return;
+  if (!rows_pulled_) return;
   if (!prepared_ && ready_.count() > 0) PrepareStep();
   if (!prepared_ || job_->finished() || ready_.count() <= job_->forward_done()) return;
   StartRun();
@@ -114,7 +149,9 @@ void Trainer::PrepareStep() {
                  .position = PositionOf(tick_),
                  .next = NextPosition(),
                  .parameters = parameters_,
-                 .gradients = gradients_});
+                 .gradients = gradients_,
+                 .rows = row_values_,
+                 .row_gradients = row_gradients_});
   job_->SetReady(ready_.count());
   prepared_ = true;
 }
@@ -125,7 +162,7 @@ void Trainer::StartRun() {
   env_->Offload(
       [this, env = env_, job = job_, plan = plan_, alive = std::weak_ptr<bool>(alive_)] {
         job->Run([&](size_t stage) {
-          if (plan->completes[stage].empty()) return;
+          if (stage != StepJob::kEmbedding && plan->completes[stage].empty()) return;
           env->Post([this, stage, alive] {
             if (!alive.expired()) OnBackward(stage);
           });
@@ -140,10 +177,21 @@ void Trainer::StartRun() {
 // when all of this one's partitions are pushed.
 void Trainer::OnBackward(size_t stage) {
   if (phase_ != Phase::kTraining) return;  // failed meanwhile
+  if (stage == StepJob::kEmbedding) {
+    // The job is reading the next batch by now, but not into these keys.
+    sparse_->Push(tick_, static_cast<double>(rows_), keys_->keys, row_gradients_.floats(), nullptr);
+    rows_pushed_ = true;
+    MaybeEndTick();
+    return;
+  }
   const std::vector<uint32_t>& partitions = plan_->completes[stage];
   dense_->Push(tick_, static_cast<double>(rows_), partitions, gradients_);
   pushed_ += static_cast<uint32_t>(partitions.size());
-  if (pushed_ == dense_->layout().partitions()) EndTick();
+  MaybeEndTick();
+}
+
+void Trainer::MaybeEndTick() {
+  if (pushed_ == dense_->layout().partitions() && rows_pushed_) EndTick();
 }
 
 void Trainer::EndTick() {
@@ -172,6 +220,7 @@ void Trainer::OnRunDone() {
   } else if (ready_.count() <= job_->forward_done()) {
     Spend(EpochMeter::Activity::kWait);  // forward stands still until more weights come
   }
+  MaybePullRows();
   MaybeCompute();
   MaybeEndEpoch();
 }
@@ -198,7 +247,7 @@ void Trainer::Evaluate() {
   Spend(EpochMeter::Activity::kEvaluate);
   const Range slice =
       ContiguousPart(workload_->data.test->samples(), options_.data_part, options_.data_parts);
-  evaluator_.Run(/*train=*/false, slice, parameters_, [this](absl::StatusOr<EvalSums> test) {
+  evaluator_.Run(/*train=*/false, slice, tick_, parameters_, [this](absl::StatusOr<EvalSums> test) {
     if (!test.ok()) {
       Fail(test.status());
       return;
@@ -219,7 +268,7 @@ void Trainer::Evaluate() {
 void Trainer::EvaluateTrain(pb::Report report) {
   const Range slice =
       ContiguousPart(workload_->data.train->samples(), options_.data_part, options_.data_parts);
-  evaluator_.Run(/*train=*/true, slice, parameters_,
+  evaluator_.Run(/*train=*/true, slice, tick_, parameters_,
                  [this, report = std::move(report)](absl::StatusOr<EvalSums> train) mutable {
                    if (!train.ok()) {
                      Fail(train.status());

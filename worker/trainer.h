@@ -9,7 +9,11 @@
 // The pull of a tick goes out as soon as all pushes of the tick before are sent, not acknowledged.
 // Per tick and while the weights are there, one hand-over to another thread and back.
 //
-// A tick in which this worker has no rows (a small last batch) is pushed with weight 0 and no
+// With an embedding a tick also pulls the rows of its batch's keys before it computes, and pushes
+// their gradients after the last Backward. The keys are known once the batch is read, at the end of
+// the step before; the pull of the rows leaves then, which is after that step's pushes.
+//
+// A tick in which this worker has no samples (a small last batch) is pushed with weight 0 and no
 // payload: the servers need to hear that nothing comes.
 //
 // Thread-safety: as Env, everything on the loop; computing goes through Env::Offload.
@@ -53,7 +57,7 @@ class Trainer {
   };
 
   // `env` and `client` must outlive this. REQUIRES: client->dense(kModelTable) has the
-  // layout of the workload's model.
+  // layout of the workload's model; with an embedding client->sparse(kEmbeddingTable) has its dim.
   Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload, Options options,
           Handlers handlers);
 
@@ -75,12 +79,15 @@ class Trainer {
 
   void BeginEpoch();
   void BeginTick();
+  void MaybePullRows();
+  void ReadAhead();
   void OnArrived(absl::Span<const uint32_t> partitions);
   void OnPulled(const PullResult& result);
   void MaybeCompute();
   void PrepareStep();
   void StartRun();
   void OnBackward(size_t stage);
+  void MaybeEndTick();
   void OnRunDone();
   void EndTick();
   void MaybeEndEpoch();
@@ -102,6 +109,7 @@ class Trainer {
   Env* const env_;
   PsClient* const client_;
   DenseTable* const dense_;
+  SparseTable* const sparse_;  // of the embedding; null if there is none
   const std::shared_ptr<Workload> workload_;
   const Options options_;
   Handlers handlers_;
@@ -131,6 +139,10 @@ class Trainer {
   ReadyStages ready_;
   Buffer gradients_;      // fresh for each tick: pushes refer to it until acknowledged
   bool running_ = false;  // a run of the job is off the loop
+  // With an embedding; without, as if all were there.
+  bool rows_asked_ = false, rows_pulled_ = false, rows_pushed_ = false;
+  const KeyBatch* keys_ = nullptr;     // the job's
+  Buffer row_values_, row_gradients_;  // [keys, dim]
 
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for late callbacks
 };

@@ -95,6 +95,9 @@ class WorkerNode::Impl {
     workload_ = *std::move(workload);
     pb::Register registration;
     *registration.add_table() = ModelTable(welcome_.experiment(), *workload_->model);
+    if (workload_->embedding.has_value()) {
+      *registration.add_table() = EmbeddingTable(welcome_.experiment());
+    }
     registration.set_train_samples(workload_->data.train->samples());
     registration.set_test_samples(workload_->data.test->samples());
     registration.set_device(workload_->device->description());
@@ -143,6 +146,13 @@ class WorkerNode::Impl {
           "assignment: its table has %d elements in %d partitions, expected is %d in %d as "
           "registered: do all workers read the same data?",
           given.elements(), given.partitions(), own->elements(), own->partitions()));
+    }
+    const SparseTable* rows = (*client)->sparse(kEmbeddingTable);
+    const uint32_t dim = workload_->embedding.has_value() ? workload_->embedding->dim() : 0;
+    if ((rows == nullptr ? 0 : rows->dim()) != dim) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "assignment: the rows of table %d have %d values, expected is %d as registered",
+          kEmbeddingTable, rows == nullptr ? 0 : rows->dim(), dim));
     }
     client_ = *std::move(client);
     Trainer::Options options{.experiment = welcome_.experiment(),

@@ -31,8 +31,18 @@ absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& exp
   workload->device = *std::move(device);
 
   const Dataset& train = *workload->data.train;
+  SampleShape input = train.shape();
+  if (const pb::Embedding* config = FindEmbedding(experiment.model())) {
+    absl::StatusOr<Embedding> embedding = Embedding::Create(*config, train.keys_per_row());
+    if (!embedding.ok()) return In("model", embedding.status());
+    workload->embedding = *std::move(embedding);
+    input = workload->embedding->output();
+  } else if (train.keys_per_row() > 0) {
+    return absl::InvalidArgumentError(
+        "model: it does not begin with an embedding, which data of keys needs");
+  }
   absl::StatusOr<std::unique_ptr<Model>> model =
-      Model::Create(experiment.model(), train.shape(), train.classes(), experiment.seed(),
+      Model::Create(WithoutEmbedding(experiment.model()), input, train.classes(), experiment.seed(),
                     workload->device.get());
   if (!model.ok()) return In("model", model.status());
   workload->model = *std::move(model);
@@ -48,6 +58,7 @@ pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model) {
   table.set_partition_elements(uint64_t{experiment.cluster().partition_kib()} * 1024 /
                                sizeof(float));
   *table.mutable_optimizer() = experiment.optimizer();
+  if (experiment.has_compression()) *table.mutable_compression() = experiment.compression();
   return table;
 }
 

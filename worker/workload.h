@@ -4,6 +4,7 @@
 #define PARLEY_WORKER_WORKLOAD_H_
 
 #include <memory>
+#include <optional>
 
 #include "absl/status/statusor.h"
 #include "models/device.h"
@@ -11,22 +12,24 @@
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
 #include "worker/data/dataset.h"
+#include "worker/embedding.h"
 
 namespace parley {
 
-// The one table of a worker's model.
+// The dense table of a worker's model. That of an embedding is kEmbeddingTable.
 inline constexpr uint32_t kModelTable = 1;
 
 struct Workload {
   DataSplits data;
   std::unique_ptr<Device> device;
-  std::unique_ptr<Model> model;  // after the device: it must go first
+  std::optional<Embedding> embedding;  // in front of the model, for data of keys
+  std::unique_ptr<Model> model;        // after the device: it must go first
 };
 
 // Loads the data and builds the model on a CPU device. Errors begin with "data: " or "model: ".
 absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment);
 
-// The dense table of the model, as every worker registers it.
+// The dense table of the model, as every worker registers it. For an embedding see EmbeddingTable.
 pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model);
 
 }  // namespace parley

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -13,11 +14,10 @@
 #include "models/cpu/cpu_device.h"
 #include "models/model.h"
 #include "ps/base/buffer.h"
-#include "ps/base/dense_layout.h"
-#include "ps/table/dense_partition.h"
-#include "ps/table/optimizer.h"
+#include "tools/local/local_tables.h"
 #include "worker/data/dataset.h"
 #include "worker/data/sampler.h"
+#include "worker/embedding.h"
 
 namespace parley {
 namespace {
@@ -57,23 +57,36 @@ class LocalRun {
   absl::Status Train(const std::function<void(const LocalEpoch&)>& on_epoch, LocalResult* result);
 
  private:
+  // One batch, ready for the model. Reused from batch to batch.
+  struct Batch {
+    std::vector<float> x;
+    std::vector<int32_t> labels;
+    std::vector<uint64_t> raw_keys;
+    KeyBatch keys;
+    std::vector<float> rows, dx;
+  };
+
+  absl::Status PrepareModel();
+  absl::Status PrepareTables();
   absl::Status Step(uint64_t tick);
-  absl::StatusOr<BatchResult> Gradients(const std::vector<uint64_t>& ids, StepContext context,
-                                        float* gradients);
-  void Update(uint64_t tick, const std::vector<std::vector<float>>& gradients, uint64_t samples);
+  absl::Status Load(const Dataset& set, const std::vector<uint64_t>& ids);
+  absl::Status Forward(const std::vector<uint64_t>& ids, StepContext context);
+  absl::StatusOr<BatchResult> Push(uint32_t rank, const std::vector<uint64_t>& ids,
+                                   StepContext context);
   absl::StatusOr<Sums> Evaluate(const Dataset& set);
   absl::Status FinishEpoch(uint64_t steps, LocalEpoch* epoch);
-  void CopyWeights();
 
   const pb::Experiment& config_;
   DataSplits data_;
   std::unique_ptr<Device> device_;
+  std::optional<Embedding> embedding_;
   std::unique_ptr<Model> model_;
-  std::unique_ptr<Optimizer> optimizer_;
   BufferPool pool_;
-  std::vector<std::unique_ptr<DensePartition>> partitions_;
+  std::unique_ptr<LocalDense> dense_;
+  std::unique_ptr<LocalSparse> sparse_;  // with an embedding
   std::vector<LogicalWorker> workers_;
-  Buffer weights_;                 // float32 [elements], a copy of the partitions' for the model
+  Batch batch_;
+  Buffer gradients_;               // float32 [elements]
   std::map<uint64_t, Sums> sums_;  // by epoch
 };
 
@@ -87,31 +100,9 @@ absl::Status LocalRun::Prepare() {
   absl::StatusOr<DataSplits> data = LoadDataSplits(config_.data(), config_.seed());
   if (!data.ok()) return data.status();
   data_ = *std::move(data);
-  absl::StatusOr<std::unique_ptr<Device>> device =
-      CreateCpuDevice({.threads = config_.cluster().compute_threads()});
-  if (!device.ok()) return device.status();
-  device_ = *std::move(device);
-  absl::StatusOr<std::unique_ptr<Model>> model = Model::Create(
-      config_.model(), data_.train->shape(), data_.train->classes(), config_.seed(), device_.get());
-  if (!model.ok()) return model.status();
-  model_ = *std::move(model);
-  absl::StatusOr<std::unique_ptr<Optimizer>> optimizer = Optimizer::Create(config_.optimizer());
-  if (!optimizer.ok()) return optimizer.status();
-  optimizer_ = *std::move(optimizer);
-
-  pb::TableSpec table;
-  table.set_id(1);
-  table.set_name("model");
-  table.set_seed(config_.seed());
-  table.mutable_tensor()->Add(model_->tensors().begin(), model_->tensors().end());
-  table.set_partition_elements(uint64_t{config_.cluster().partition_kib()} * 256);
-  absl::StatusOr<DenseLayout> layout = DenseLayout::Create(table);
-  if (!layout.ok()) return layout.status();
-  for (uint32_t p = 0; p < layout->partitions(); ++p) {
-    partitions_.push_back(
-        std::make_unique<DensePartition>(table, *layout, p, optimizer_.get(), &pool_));
-  }
-  weights_ = Buffer::Allocate(layout->elements() * sizeof(float));
+  absl::Status status = PrepareModel();
+  if (status.ok()) status = PrepareTables();
+  if (!status.ok()) return status;
 
   const uint32_t workers = config_.cluster().workers();
   for (uint32_t rank = 0; rank < workers; ++rank) {
@@ -126,19 +117,52 @@ absl::Status LocalRun::Prepare() {
   return absl::OkStatus();
 }
 
-void LocalRun::CopyWeights() {
-  for (const std::unique_ptr<DensePartition>& partition : partitions_) {
-    const Buffer part = partition->Read();
-    std::copy_n(part.floats(), part.num_floats(),
-                weights_.mutable_floats() + partition->range().begin);
+absl::Status LocalRun::PrepareModel() {
+  absl::StatusOr<std::unique_ptr<Device>> device =
+      CreateCpuDevice({.threads = config_.cluster().compute_threads()});
+  if (!device.ok()) return device.status();
+  device_ = *std::move(device);
+  SampleShape input = data_.train->shape();
+  if (const pb::Embedding* config = FindEmbedding(config_.model())) {
+    absl::StatusOr<Embedding> embedding = Embedding::Create(*config, data_.train->keys_per_row());
+    if (!embedding.ok()) return embedding.status();
+    embedding_ = *embedding;
+    input = embedding_->output();
   }
+  absl::StatusOr<std::unique_ptr<Model>> model =
+      Model::Create(WithoutEmbedding(config_.model()), input, data_.train->classes(),
+                    config_.seed(), device_.get());
+  if (!model.ok()) return model.status();
+  model_ = *std::move(model);
+  return absl::OkStatus();
+}
+
+absl::Status LocalRun::PrepareTables() {
+  pb::TableSpec table;
+  table.set_id(1);
+  table.set_name("model");
+  table.set_seed(config_.seed());
+  table.mutable_tensor()->Add(model_->tensors().begin(), model_->tensors().end());
+  table.set_partition_elements(uint64_t{config_.cluster().partition_kib()} * 256);
+  *table.mutable_optimizer() = config_.optimizer();
+  if (config_.has_compression()) *table.mutable_compression() = config_.compression();
+  absl::StatusOr<std::unique_ptr<LocalDense>> dense =
+      LocalDense::Create(table, config_.cluster().workers(), &pool_);
+  if (!dense.ok()) return dense.status();
+  dense_ = *std::move(dense);
+  gradients_ = Buffer::Allocate(dense_->elements() * sizeof(float));
+  if (!embedding_.has_value()) return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<LocalSparse>> sparse =
+      LocalSparse::Create(EmbeddingTable(config_), &pool_);
+  if (!sparse.ok()) return sparse.status();
+  sparse_ = *std::move(sparse);
+  return absl::OkStatus();
 }
 
 absl::Status LocalRun::Train(const std::function<void(const LocalEpoch&)>& on_epoch,
                              LocalResult* result) {
   uint64_t steps = 0;
   for (const LogicalWorker& worker : workers_) steps = std::max(steps, worker.ticks);
-  CopyWeights();
   for (uint64_t tick = 0; tick < steps; ++tick) {
     absl::Status status = Step(tick);
     if (!status.ok()) return status;
@@ -155,101 +179,97 @@ absl::Status LocalRun::Train(const std::function<void(const LocalEpoch&)>& on_ep
     result->epochs.push_back(epoch);
   }
   result->steps = steps;
-  result->weights.assign(weights_.floats(), weights_.floats() + weights_.num_floats());
+  result->weights.resize(dense_->elements());
+  dense_->CopyWeights(result->weights.data());
+  if (sparse_ != nullptr) result->embedding = sparse_->Count();
   unsigned char hash[crypto_hash_sha256_BYTES];
-  crypto_hash_sha256(hash, reinterpret_cast<const unsigned char*>(weights_.data()),
-                     weights_.size());
+  crypto_hash_sha256(hash, reinterpret_cast<const unsigned char*>(result->weights.data()),
+                     result->weights.size() * sizeof(float));
   result->weights_sha256 =
       absl::BytesToHexString(std::string(reinterpret_cast<const char*>(hash), sizeof(hash)));
   return absl::OkStatus();
 }
 
 absl::Status LocalRun::Step(uint64_t tick) {
-  std::vector<std::vector<float>> gradients;  // in worker order, of those that have rows
   uint64_t samples = 0;
-  for (LogicalWorker& worker : workers_) {
+  for (uint32_t rank = 0; rank < workers_.size(); ++rank) {
+    LogicalWorker& worker = workers_[rank];
     if (tick >= worker.ticks) continue;
     const uint64_t epoch = tick / worker.per_epoch;
     const WorkerBatch batch = worker.sampler.Batch(epoch, tick % worker.per_epoch);
     if (batch.ids.empty()) continue;
-    gradients.emplace_back(weights_.num_floats());
     absl::StatusOr<BatchResult> result =
-        Gradients(batch.ids, {.train = true, .tick = tick, .first_row = batch.first_row},
-                  gradients.back().data());
+        Push(rank, batch.ids, {.train = true, .tick = tick, .first_row = batch.first_row});
     if (!result.ok()) return result.status();
     sums_[epoch].Add(batch.ids.size(), *result);
     samples += batch.ids.size();
   }
-  Update(tick, gradients, samples);
-  CopyWeights();
+  if (sparse_ != nullptr) sparse_->Update(tick, samples);
+  return dense_->Update(tick, samples);
+}
+
+// The samples, and with an embedding their rows, into batch_.
+absl::Status LocalRun::Load(const Dataset& set, const std::vector<uint64_t>& ids) {
+  batch_.x.resize(ids.size() * set.shape().size());
+  batch_.labels.resize(ids.size());
+  set.Read(ids, batch_.x.data(), batch_.labels.data());
+  if (!embedding_.has_value()) return absl::OkStatus();
+  batch_.raw_keys.resize(ids.size() * set.keys_per_row());
+  set.ReadKeys(ids, batch_.raw_keys.data());
+  embedding_->Index(batch_.raw_keys, &batch_.keys);
+  batch_.rows.resize(batch_.keys.keys.size() * embedding_->dim());
+  absl::Status status = sparse_->Pull(batch_.keys.keys, batch_.rows.data());
+  if (!status.ok()) return status;
+  batch_.x.resize(ids.size() * embedding_->output().size());
+  batch_.dx.resize(batch_.x.size());
+  embedding_->Gather(batch_.keys, batch_.rows.data(), batch_.x.data());
   return absl::OkStatus();
 }
 
-// Of one worker's batch, summed over its rows.
-absl::StatusOr<BatchResult> LocalRun::Gradients(const std::vector<uint64_t>& ids,
-                                                StepContext context, float* gradients) {
-  const Dataset& set = *data_.train;
-  std::vector<float> x(ids.size() * set.shape().size());
-  std::vector<int32_t> labels(ids.size());
-  set.Read(ids, x.data(), labels.data());
-  Buffer aligned = Buffer::Allocate(weights_.size());
-  model_->BindParameters(weights_.floats());
-  model_->BindGradients(aligned.mutable_floats());
-  absl::Status status =
-      model_->Begin({.rows = ids.size(), .x = x.data(), .labels = labels.data()}, context);
+absl::Status LocalRun::Forward(const std::vector<uint64_t>& ids, StepContext context) {
+  model_->BindParameters(dense_->Pull());
+  const bool wants_dx = context.train && embedding_.has_value();
+  absl::Status status = model_->Begin({.rows = ids.size(),
+                                       .x = batch_.x.data(),
+                                       .labels = batch_.labels.data(),
+                                       .dx = wants_dx ? batch_.dx.data() : nullptr},
+                                      context);
   for (size_t stage = 0; status.ok() && stage < model_->stages(); ++stage) {
     status = model_->Forward(stage);
   }
+  return status;
+}
+
+// One worker's step: gradients summed over the rows of its batch, handed to the tables.
+absl::StatusOr<BatchResult> LocalRun::Push(uint32_t rank, const std::vector<uint64_t>& ids,
+                                           StepContext context) {
+  absl::Status status = Load(*data_.train, ids);
+  if (!status.ok()) return status;
+  model_->BindGradients(gradients_.mutable_floats());
+  status = Forward(ids, context);
   if (!status.ok()) return status;
   const BatchResult result = model_->Result();
   for (size_t stage = model_->stages(); status.ok() && stage-- > 0;) {
     status = model_->Backward(stage);
   }
+  if (status.ok()) status = dense_->Push(rank, gradients_.floats());
+  if (status.ok() && embedding_.has_value()) {
+    embedding_->Scatter(batch_.keys, batch_.dx.data(), batch_.rows.data());
+    status = sparse_->Push(batch_.keys.keys, batch_.rows.data());
+  }
   if (!status.ok()) return status;
-  std::copy_n(aligned.floats(), aligned.num_floats(), gradients);
   return result;
-}
-
-void LocalRun::Update(uint64_t tick, const std::vector<std::vector<float>>& gradients,
-                      uint64_t samples) {
-  if (samples == 0) return;  // no gradient, not a gradient of zero
-  StepInfo info;
-  info.step = tick;
-  info.inverse_weight = 1.0 / static_cast<double>(samples);
-  std::vector<std::vector<const float*>> parts(partitions_.size());
-  for (size_t p = 0; p < partitions_.size(); ++p) {
-    for (const std::vector<float>& gradient : gradients) {
-      parts[p].push_back(gradient.data() + partitions_[p]->range().begin);
-    }
-  }
-  if (optimizer_->clip_norm() > 0) {
-    double total = 0;
-    for (size_t p = 0; p < partitions_.size(); ++p) {
-      total += Optimizer::SumOfSquares(partitions_[p]->size(), parts[p], info.inverse_weight);
-    }
-    info.norm_scale = optimizer_->NormScale(total);
-  }
-  for (size_t p = 0; p < partitions_.size(); ++p) partitions_[p]->Apply(parts[p], info);
 }
 
 absl::StatusOr<Sums> LocalRun::Evaluate(const Dataset& set) {
   Sums sums;
   const uint64_t batch = config_.training().eval_batch();
   std::vector<uint64_t> ids;
-  std::vector<float> x;
-  std::vector<int32_t> labels;
-  model_->BindParameters(weights_.floats());
   for (uint64_t begin = 0; begin < set.samples(); begin += batch) {
     ids.resize(std::min(batch, set.samples() - begin));
     std::iota(ids.begin(), ids.end(), begin);
-    x.resize(ids.size() * set.shape().size());
-    labels.resize(ids.size());
-    set.Read(ids, x.data(), labels.data());
-    absl::Status status = model_->Begin(
-        {.rows = ids.size(), .x = x.data(), .labels = labels.data()}, {.train = false});
-    for (size_t stage = 0; status.ok() && stage < model_->stages(); ++stage) {
-      status = model_->Forward(stage);
-    }
+    absl::Status status = Load(set, ids);
+    if (status.ok()) status = Forward(ids, {.train = false});
     if (!status.ok()) return status;
     sums.Add(ids.size(), model_->Result());
   }

@@ -1,9 +1,10 @@
 // The same experiment in one process, with no servers and no messages: a naive reference.
 //
 // The logical workers of the experiment take turns; their gradients are added in worker order by
-// the same optimizer over the same partitions. Under BSP the weights have the same bits as those of
-// the distributed run. Shares the data, the model and the optimizer with it, and on purpose nothing
-// of what trains there: client, trainer, server, aggregation.
+// the same optimizer over the same partitions, and values go through the same codecs. Under BSP the
+// weights have the same bits as those of the distributed run. Shares the data, the model, the
+// codecs and the optimizer with it, and on purpose nothing of what trains there: client, trainer,
+// server, aggregation.
 #ifndef PARLEY_TOOLS_LOCAL_LOCAL_RUN_H_
 #define PARLEY_TOOLS_LOCAL_LOCAL_RUN_H_
 
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
 
 namespace parley {
@@ -29,7 +31,8 @@ struct LocalEpoch {
 struct LocalResult {
   uint64_t steps = 0;
   std::string weights_sha256;
-  std::vector<float> weights;  // the table, tensors end to end
+  std::vector<float> weights;        // the dense table, tensors end to end
+  pb::ServerCounts::Rows embedding;  // rows and digest of the sparse one; no table if there is none
   std::vector<LocalEpoch> epochs;
 };
 

@@ -48,6 +48,10 @@ int TrainCommand(const CommandArgs& args) {
   });
   if (!result.ok()) return Complain(result.status(), kExitFailure);
   absl::PrintF("steps %d\nweights_sha256 %s\n", result->steps, result->weights_sha256);
+  if (const auto& rows = result->embedding; rows.has_table()) {
+    absl::PrintF("embedding_rows %d\nembedding_digest %016x%016x\n", rows.rows(),
+                 rows.digest_high(), rows.digest_low());
+  }
   return kExitOk;
 }
 

@@ -2,10 +2,9 @@
 // taken.
 //
 // Row i of a table has the key KeyOfRow(i), which looks random. A pool holds draws of rows, uniform
-// or Zipf (row i with probability proportional to (i + 1)^-s; drawn by rejection-inversion,
-// Hoermann and Derflinger, "Rejection-inversion to generate variates from monotone discrete
-// distributions", 1996). A request takes a window of the pool at a random place, so no two requests
-// are alike and a cache of key lists cannot help, unless it is wanted to. Not thread-safe.
+// or Zipf (row i with probability proportional to (i + 1)^-s, worker/data/zipf.h). A request takes
+// a window of the pool at a random place, so no two requests are alike and a cache of key lists
+// cannot help, unless it is wanted to. Not thread-safe.
 #ifndef PARLEY_BENCHMARKS_LIMITS_KEY_POOL_H_
 #define PARLEY_BENCHMARKS_LIMITS_KEY_POOL_H_
 
@@ -43,7 +42,7 @@ class KeyPool {
     uint64_t rows = 0;  // of the table; >= 1
     double zipf = 0;    // exponent; 0 = uniform
     uint64_t seed = 1;
-    uint64_t draws = uint64_t{1} << 22;
+    uint64_t draws = uint64_t{1} << 21;
   };
   // "uniform" or "zipf:EXPONENT" -> the exponent. kInvalidArgument says what is allowed.
   static absl::StatusOr<double> ParseDistribution(const std::string& text);

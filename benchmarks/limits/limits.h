@@ -22,6 +22,9 @@ struct LimitOptions {
   double seconds = 0.2;  // of a round
 };
 
+// "64MiB", "4KiB", "100B": sizes in the names of series.
+std::string SizeName(size_t bytes);
+
 // memcpy of `bytes`, by `threads` threads that have a share each. GB/s of bytes copied.
 Series MeasureMemcpy(const std::string& name, size_t bytes, int threads, LimitOptions options);
 

@@ -33,11 +33,6 @@ Results One(absl::StatusOr<Series> series) {
   return One(*std::move(series));
 }
 
-std::string SizeName(size_t bytes) {
-  if (bytes % kMiB == 0) return absl::StrCat(bytes / kMiB, "MiB");
-  return bytes % 1024 == 0 ? absl::StrCat(bytes / 1024, "KiB") : absl::StrCat(bytes, "B");
-}
-
 // At the size that is asked for, or at 1 MiB and 64 MiB.
 std::vector<size_t> Sizes(const Flags& flags) {
   return flags.bytes > 0 ? std::vector<size_t>{flags.bytes} : std::vector<size_t>{kMiB, 64 * kMiB};
@@ -73,7 +68,7 @@ Results TwoPass(const Flags& flags, LimitOptions options) {
   return all;
 }
 
-[[maybe_unused]] Results BareTable(const Flags& flags, LimitOptions options) {
+Results BareTable(const Flags& flags, LimitOptions options) {
   BareTableOptions table{.rows = flags.rows, .keys = flags.keys, .dim = flags.dim};
   absl::StatusOr<double> zipf = KeyPool::ParseDistribution(flags.distribution);
   if (!zipf.ok()) return zipf.status();
@@ -97,7 +92,7 @@ const Limit kLimits[] = {
      }},
     {"zmq_rate",
      [](const Flags&, LimitOptions o) { return One(MeasureZmqRate("zmq_rate.64B", 64, o)); }},
-    // bare_table
+    {"bare_table", BareTable},
 };
 
 absl::StatusOr<std::vector<std::string>> Chosen(const std::string& only) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "benchmarks/limits/limits.h"
 #include "benchmarks/limits/stopwatch.h"
 
@@ -76,6 +77,12 @@ double PassesPerSecond(int threads, double seconds, Pass pass) {
 }
 
 }  // namespace
+
+std::string SizeName(size_t bytes) {
+  constexpr size_t kKiB = 1024, kMiB = kKiB * kKiB;
+  if (bytes % kMiB == 0) return absl::StrCat(bytes / kMiB, "MiB");
+  return bytes % kKiB == 0 ? absl::StrCat(bytes / kKiB, "KiB") : absl::StrCat(bytes, "B");
+}
 
 Series MeasureMemcpy(const std::string& name, size_t bytes, int threads, LimitOptions options) {
   Floats from(bytes), to(bytes);

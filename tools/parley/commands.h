@@ -20,6 +20,7 @@ int RunCommand(const CommandArgs& args);       // parley run FILE: starts everyt
 int TrainCommand(const CommandArgs& args);     // parley train --local FILE: in this process
 int ValidateCommand(const CommandArgs& args);  // parley validate FILE
 int ExplainCommand(const CommandArgs& args);   // parley explain FILE: what will run where
+int BenchCommand(const CommandArgs& args);     // parley bench SUITE: what the data plane reaches
 int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
 
 // Shared by the commands. Parses; an exit code means that the command is over (help or an error was

@@ -32,6 +32,8 @@ constexpr Command kCommands[] = {
     {"train", "--local FILE", "train in this process, with no servers", TrainCommand},
     {"validate", "FILE", "check an experiment and print every error in it", ValidateCommand},
     {"explain", "FILE", "say what will run where, and how many bytes a step takes", ExplainCommand},
+    {"bench", "SUITE", "measure a cluster on this machine beside the machine's limits",
+     BenchCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},
     {"version", "", "print the version", VersionCommand},

@@ -1,6 +1,7 @@
 #include "ps/server/hosted_partition.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,27 +9,70 @@
 
 namespace parley {
 
-HostedPartition::HostedPartition(const pb::TableSpec& table, const DenseLayout& layout, Setup setup,
-                                 BufferPool* pool, NormRequest request_norm)
+HostedPartition::HostedPartition(std::unique_ptr<TablePartition> values, Setup setup,
+                                 NormRequest request_norm)
     : setup_(std::move(setup)),
-      dense_(table, layout, setup_.index, setup_.optimizer, pool),
+      values_(std::move(values)),
       guard_(setup_.worker_incarnations),
       aggregator_(Aggregator::Create(setup_.consistency, setup_.worker_incarnations.size())),
       policy_(setup_.worker_incarnations.size(),
               ConsistencyPolicy::StalenessOf(setup_.consistency)),
-      request_norm_(std::move(request_norm)) {}
-
-absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb::Part& part) const {
-  const bool empty = header.weight() == 0;
-  if (part.count() != (empty ? 0 : size())) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("push to partition %d carries %d elements with weight %g, allowed is %d",
-                        setup_.index, part.count(), header.weight(), empty ? 0 : size()));
+      request_norm_(std::move(request_norm)) {
+  if (setup_.pull_codec != nullptr && setup_.pull_codec->keeps_residual()) {
+    published_.emplace(setup_.pull_codec, values_->Read(KeyList()), setup_.pool);
   }
-  ReplayGuard::Verdict verdict;
+}
+
+absl::Status HostedPartition::CheckSize(const pb::FrameHeader& header, const pb::Part& part) const {
+  // A worker without samples pushes so that the step can close; then there is nothing to carry.
+  const bool empty = header.weight() == 0;
+  if (part.keys() > 0 && (empty || !setup_.sparse)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to partition %d names %d keys, allowed is 0 %s", setup_.index,
+                        part.keys(), setup_.sparse ? "with weight 0" : "for a dense table"));
+  }
+  const uint64_t wanted = empty ? 0 : values_->values(part.keys());
+  if (part.count() != wanted) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "push to partition %d carries %d elements for %d keys with weight %g, allowed is %d",
+        setup_.index, part.count(), part.keys(), header.weight(), wanted));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HostedPartition::CheckWithoutTick(const pb::FrameHeader& header) const {
+  if (setup_.consistency.mode() != pb::Consistency::ASP) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to partition %d has no tick, allowed is that under ASP only; the "
+                        "mode is %s",
+                        setup_.index, pb::Consistency::Mode_Name(setup_.consistency.mode())));
+  }
+  if (setup_.clip != nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to partition %d has no tick, which clip_norm needs to know what "
+                        "belongs together",
+                        setup_.index));
+  }
+  if (!policy_.live(header.rank())) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "push to partition %d is of worker %d, which has left", setup_.index, header.rank()));
+  }
+  if (!std::isfinite(header.weight()) || header.weight() < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to partition %d: weight is %g; allowed: 0 or more, finite",
+                        setup_.index, header.weight()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb::Part& part,
+                                        ReplayGuard::Verdict* verdict) const {
   absl::Status status = guard_.Check(header.rank(), header.incarnation(), part.sequence(),
-                                     part.acked_below(), &verdict);
-  if (!status.ok() || verdict == ReplayGuard::Verdict::kDuplicate) return status;
+                                     part.acked_below(), verdict);
+  if (!status.ok() || *verdict == ReplayGuard::Verdict::kDuplicate) return status;
+  status = CheckSize(header, part);
+  if (!status.ok()) return status;
+  if (!header.has_tick()) return CheckWithoutTick(header);
   if (absl::StatusOr<Aggregator::Verdict> added =
           aggregator_->Check(header.tick(), header.rank(), header.weight());
       !added.ok()) {
@@ -45,7 +89,7 @@ absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb:
 }
 
 absl::Status HostedPartition::TakePush(const pb::FrameHeader& header, const pb::Part& part,
-                                       Buffer gradient) {
+                                       Buffer keys, Buffer values) {
   ReplayGuard::Verdict verdict;
   absl::Status status = guard_.Check(header.rank(), header.incarnation(), part.sequence(),
                                      part.acked_below(), &verdict);
@@ -54,8 +98,13 @@ absl::Status HostedPartition::TakePush(const pb::FrameHeader& header, const pb::
     ++setup_.counters->duplicate;
     return absl::OkStatus();
   }
-  absl::StatusOr<Aggregator::Verdict> added =
-      aggregator_->Add(header.tick(), {header.rank(), header.weight(), std::move(gradient)});
+  if (!header.has_tick()) {
+    guard_.Commit(header.rank(), part.sequence(), part.acked_below());
+    ApplyWithoutTick(header, part, keys, values);
+    return absl::OkStatus();
+  }
+  absl::StatusOr<Aggregator::Verdict> added = aggregator_->Add(
+      header.tick(), {header.rank(), header.weight(), std::move(values), std::move(keys)});
   if (!added.ok()) return added.status();
   guard_.Commit(header.rank(), part.sequence(), part.acked_below());
   ++setup_.counters->accepted;
@@ -66,6 +115,25 @@ absl::Status HostedPartition::TakePush(const pb::FrameHeader& header, const pb::
   }
   Advance();
   return absl::OkStatus();
+}
+
+// At once, and nobody's clock moves: who reads for a tick neither waits for it nor learns of it.
+void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::Part& part,
+                                       const Buffer& keys, const Buffer& values) {
+  ++setup_.counters->accepted;
+  ++setup_.counters->applied;
+  if (header.weight() > 0) {
+    gradients_.clear();
+    if (!values.empty()) gradients_.push_back({KeyList(keys), values.floats()});
+    StepInfo info;
+    info.step = values_->version();  // the only count of steps there is
+    info.inverse_weight = 1 / header.weight();
+    UpdateWith(info);
+  }
+  if (setup_.probe != nullptr) {
+    setup_.probe->OnUpdateWithoutTick(setup_.table, setup_.index, header.rank(), part.sequence(),
+                                      values_->version());
+  }
 }
 
 void HostedPartition::OnNorm(NormGroup group, double total) {
@@ -94,6 +162,17 @@ void HostedPartition::LetGo() {
   });
 }
 
+// Those that carry something, in the order of the step: a sparse partition of which a worker had no
+// key takes part in the step by its weight alone.
+void HostedPartition::CollectGradients(const CompleteStep& step) {
+  gradients_.clear();
+  for (const Contribution& c : step.contributions) {
+    if (c.weight > 0 && !c.values.empty()) {
+      gradients_.push_back({KeyList(c.keys), c.values.floats()});
+    }
+  }
+}
+
 // Moves every step that the aggregator has complete on towards the weights.
 void HostedPartition::Advance() {
   PendingStep pending;
@@ -105,16 +184,13 @@ void HostedPartition::Advance() {
     pending.group = {pending.step.tick,
                      by_worker && !pending.step.closed.empty() ? pending.step.closed[0] : 0};
     pending.norm.reset();
-    if (setup_.optimizer->clip_norm() == 0) pending.norm = 0;
+    if (setup_.clip == nullptr) pending.norm = 0;
     pending_.push_back(std::move(pending));
     PendingStep& queued = pending_.back();
     if (!queued.norm.has_value()) {
-      gradients_.clear();
-      for (const Contribution& c : queued.step.contributions) {
-        if (c.weight > 0) gradients_.push_back(c.gradient.floats());
-      }
+      CollectGradients(queued.step);
       const NormGroup group = queued.group;
-      const double share = Optimizer::SumOfSquares(size(), gradients_, queued.inverse_weight);
+      const double share = values_->SumOfSquares(gradients_, queued.inverse_weight);
       request_norm_(setup_.index, group, share);  // may answer at once, and so change pending_
     }
     pending = PendingStep();
@@ -142,26 +218,32 @@ void HostedPartition::ApplyReady() {
 }
 
 void HostedPartition::Apply(PendingStep& pending) {
-  std::vector<uint32_t> workers;
-  gradients_.clear();
-  for (const Contribution& c : pending.step.contributions) {
-    workers.push_back(c.worker);
-    if (c.weight > 0) gradients_.push_back(c.gradient.floats());
-  }
   // A step in which nobody had a sample leaves the weights as they are: there is no gradient, not a
   // gradient of zero.
-  if (!gradients_.empty()) {
+  if (pending.inverse_weight > 0) {
+    CollectGradients(pending.step);
     StepInfo info;
     info.step = pending.step.tick;
     info.inverse_weight = pending.inverse_weight;
-    info.norm_scale = setup_.optimizer->NormScale(*pending.norm);
-    dense_.Apply(gradients_, info);
+    if (setup_.clip != nullptr) info.norm_scale = setup_.clip->NormScale(*pending.norm);
+    UpdateWith(info);
   }
-  setup_.counters->applied += workers.size();
+  values_->EndStep(pending.step.tick);
+  setup_.counters->applied += pending.step.contributions.size();
   for (uint32_t worker : pending.step.closed) policy_.OnTick(worker, pending.step.tick);
   if (setup_.probe != nullptr) {
-    setup_.probe->OnApply(setup_.table, setup_.index, pending.step.tick, workers, dense_.version());
+    std::vector<uint32_t> workers;
+    for (const Contribution& c : pending.step.contributions) workers.push_back(c.worker);
+    setup_.probe->OnApply(setup_.table, setup_.index, pending.step.tick, workers,
+                          values_->version());
   }
+}
+
+// gradients_ into the weights, in one pass that reads them where they lie.
+void HostedPartition::UpdateWith(const StepInfo& info) {
+  values_->Apply(gradients_, info);
+  gradients_.clear();
+  if (published_) published_->OnUpdate(values_->Read(KeyList()), values_->version());
 }
 
 bool HostedPartition::MayRead(uint64_t tick) const {
@@ -190,15 +272,37 @@ std::string HostedPartition::WaitsFor(uint64_t tick) const {
   return workers.empty() ? "the last update" : absl::StrCat(workers, " to finish");
 }
 
-Buffer HostedPartition::Read(uint32_t worker, uint64_t tick, pb::Part* part) {
-  part->set_partition(setup_.index);
-  part->set_count(size());
-  part->set_version(dense_.version());
-  part->set_min_clock(policy_.min_clock());
+Buffer HostedPartition::Read(uint32_t worker, uint64_t tick, const pb::Part& asked,
+                             const Buffer& keys, pb::Part* answer) {
+  answer->set_partition(setup_.index);
+  answer->set_version(values_->version());
+  answer->set_min_clock(policy_.min_clock());
   if (setup_.probe != nullptr) {
-    setup_.probe->OnRead(setup_.table, setup_.index, worker, tick, dense_.version());
+    setup_.probe->OnRead(setup_.table, setup_.index, worker, tick, values_->version());
   }
-  return dense_.Read();
+  const bool exact = tick == kAfterAllLeft;
+  if (published_ && !exact) return published_->Read(asked, answer);
+  const KeyList list(keys);
+  if (setup_.sparse) answer->set_keys(static_cast<uint32_t>(list.size()));
+  answer->set_count(values_->values(list.size()));
+  if (answer->count() == 0) return Buffer();
+  if (setup_.pull_codec == nullptr || exact) return values_->Read(list);
+  if (setup_.sparse) return Encoded(values_->Read(list), answer);
+  if (encoded_version_ != values_->version()) {
+    encoded_ = Encoded(values_->Read(list), answer);
+    encoded_version_ = values_->version();
+  }
+  answer->set_value_bytes(encoded_.size());
+  return encoded_;
+}
+
+Buffer HostedPartition::Encoded(Buffer raw, pb::Part* answer) {
+  const uint64_t n = raw.num_floats();
+  Buffer encoded = setup_.pool->Allocate(setup_.pull_codec->MaxEncodedBytes(n));
+  const uint64_t bytes =
+      setup_.pull_codec->Encode(raw.floats(), n, nullptr, encoded.mutable_data());
+  answer->set_value_bytes(bytes);
+  return encoded.Slice(0, bytes);
 }
 
 }  // namespace parley

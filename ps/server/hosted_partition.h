@@ -1,7 +1,8 @@
-// HostedPartition: one partition on its owner - what a push or a pull meets after the network.
+// HostedPartition: one partition on its owner, dense or sparse - what a push or a pull meets after
+// the network.
 //
 //   push -> replay guard -> aggregator -> [norm over all partitions] -> update -> consistency
-//   clocks pull -> consistency policy -> weights
+//   clocks; pull -> consistency policy -> weights, encoded if the table says so
 //
 // Owned by one loop; not thread-safe. Knows no network and no time.
 #ifndef PARLEY_PS_SERVER_HOSTED_PARTITION_H_
@@ -19,11 +20,14 @@
 #include "absl/status/status.h"
 #include "proto/cluster.pb.h"
 #include "proto/wire.pb.h"
+#include "ps/base/buffer.h"
+#include "ps/codec/payload_codec.h"
+#include "ps/server/published_weights.h"
 #include "ps/server/server_probe.h"
 #include "ps/sync/aggregator.h"
 #include "ps/sync/consistency.h"
 #include "ps/sync/replay_guard.h"
-#include "ps/table/dense_partition.h"
+#include "ps/table/table_partition.h"
 
 namespace parley {
 
@@ -50,22 +54,31 @@ class HostedPartition {
   struct Setup {
     uint32_t table = 0;
     uint32_t index = 0;
+    bool sparse = false;
     pb::Consistency consistency;
     std::vector<uint32_t> worker_incarnations;  // by rank
-    const Optimizer* optimizer = nullptr;       // outlives this, as the others
-    ServerProbe* probe = nullptr;               // may be null
+    // These outlive the partition.
+    const Optimizer* clip = nullptr;           // clips by norm; null: no clipping by norm
+    const PayloadCodec* pull_codec = nullptr;  // null: float32
+    ServerProbe* probe = nullptr;              // may be null
     PushCounters* counters = nullptr;
+    BufferPool* pool = nullptr;
   };
-  HostedPartition(const pb::TableSpec& table, const DenseLayout& layout, Setup setup,
-                  BufferPool* pool, NormRequest request_norm);
+  // REQUIRES: `values` is partition setup.index of the table; a pull codec that keeps a residual
+  // only for a dense table under BSP.
+  HostedPartition(std::unique_ptr<TablePartition> values, Setup setup, NormRequest request_norm);
 
   // Whether this part of a push may be taken; changes nothing, so that a push is checked as a whole
-  // first. Errors as ReplayGuard::Check, and kInvalidArgument for a wrong size or tick.
-  absl::Status CheckPush(const pb::FrameHeader& header, const pb::Part& part) const;
+  // first. A part that was seen before is kDuplicate, and nothing else of it matters. A header
+  // without a tick is an update that belongs to no step. Errors as ReplayGuard::Check, and
+  // kInvalidArgument for a wrong size, number of keys or tick. The keys are CheckKeys' matter.
+  absl::Status CheckPush(const pb::FrameHeader& header, const pb::Part& part,
+                         ReplayGuard::Verdict* verdict) const;
 
   // Takes it, or recognises it as seen before; afterwards it may be acknowledged. Applies whatever
-  // is complete. REQUIRES: CheckPush was OK.
-  absl::Status TakePush(const pb::FrameHeader& header, const pb::Part& part, Buffer gradient);
+  // is complete. `values` are float32 [part.count()]. REQUIRES: CheckPush was OK, and CheckKeys.
+  absl::Status TakePush(const pb::FrameHeader& header, const pb::Part& part, Buffer keys,
+                        Buffer values);
 
   // The total over all partitions for a group this partition has asked for.
   void OnNorm(NormGroup group, double total);
@@ -76,11 +89,19 @@ class HostedPartition {
   bool MayRead(uint64_t tick) const;
   // What a reader of `tick` waits for: "worker 1 to push step 392".
   std::string WaitsFor(uint64_t tick) const;
-  // The weights, and what they are: fills count, version and min_clock of `part`.
-  Buffer Read(uint32_t worker, uint64_t tick, pb::Part* part);
+  // What a reader of these keys (dense: none) that holds asked.base_version() gets to read: fills
+  // every field of `answer`, and returns the values as they travel; empty if there are none. Values
+  // for kAfterAllLeft are the true ones, in float32.
+  Buffer Read(uint32_t worker, uint64_t tick, const pb::Part& asked, const Buffer& keys,
+              pb::Part* answer);
+
+  // As TablePartition's.
+  absl::Status CheckKeys(KeyList keys) const { return values_->CheckKeys(keys); }
+  uint64_t values(uint64_t keys) const { return values_->values(keys); }
+  uint64_t memory_bytes() const { return values_->memory_bytes(); }
+  void AddCounts(pb::ServerCounts::Rows* rows) const { values_->AddCounts(rows); }
 
   uint32_t index() const { return setup_.index; }
-  uint64_t size() const { return dense_.size(); }
   uint32_t workers() const { return policy_.workers(); }
 
  private:
@@ -91,20 +112,31 @@ class HostedPartition {
     std::optional<double> norm;  // sum of squares over all partitions, once known
   };
 
+  absl::Status CheckSize(const pb::FrameHeader& header, const pb::Part& part) const;
+  absl::Status CheckWithoutTick(const pb::FrameHeader& header) const;
+  void ApplyWithoutTick(const pb::FrameHeader& header, const pb::Part& part, const Buffer& keys,
+                        const Buffer& values);
+  void CollectGradients(const CompleteStep& step);
   void Advance();
   void ApplyReady();
   void Apply(PendingStep& pending);
+  void UpdateWith(const StepInfo& info);
   void LetGo();
+  Buffer Encoded(Buffer raw, pb::Part* answer);
 
   const Setup setup_;
-  DensePartition dense_;
+  std::unique_ptr<TablePartition> values_;
   ReplayGuard guard_;
   std::unique_ptr<Aggregator> aggregator_;
   ConsistencyPolicy policy_;
   NormRequest request_norm_;
   std::deque<PendingStep> pending_;      // complete, in order, but their norm is not known yet
   std::set<uint32_t> leaving_;           // have said so, but still have gradients in pending_
-  std::vector<const float*> gradients_;  // scratch
+  std::vector<GradientView> gradients_;  // scratch
+  std::optional<PublishedWeights> published_;  // with a pull codec that keeps a residual
+  // Dense, with any other pull codec: encoded once a version, for all readers.
+  Buffer encoded_;
+  std::optional<uint64_t> encoded_version_;
 };
 
 }  // namespace parley

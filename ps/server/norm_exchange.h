@@ -31,6 +31,7 @@ class NormExchange {
     uint32_t local_partitions = 0;  // of the table on this shard
     NodeId coordinator = kNoNode;   // owner of partition 0; may be this node
     std::string coordinator_name;   // for errors
+    std::string coordinator_endpoint;
     uint64_t epoch = 0;
     absl::Duration deadline;
   };

@@ -13,8 +13,8 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
-#include "proto/wire.pb.h"
 #include "ps/base/ids.h"
+#include "ps/server/table_request.h"
 
 namespace parley {
 
@@ -22,24 +22,34 @@ class ParkedPulls {
  public:
   // A worker has a few pulls in flight; this is for thousands of workers.
   static constexpr size_t kMax = 65536;
+  // Keys of sparse pulls that are held with them.
+  static constexpr size_t kMaxKeyBytes = size_t{256} << 20;
 
   struct Entry {
     NodeId from;
-    pb::FrameHeader request;
+    TableRequest request;
     absl::Duration since;
     bool told = false;  // that it is parked
   };
 
-  // False if it is held already. kResourceExhausted when full.
-  absl::Status Park(NodeId from, const pb::FrameHeader& request, absl::Duration now, bool* is_new) {
-    const auto key = std::pair(from, request.request_id());
-    *is_new = !keys_.contains(key);
-    if (!*is_new) return absl::OkStatus();
-    if (entries_.size() >= kMax) {
+  // The entry of a request that is held; null if it is not.
+  const Entry* Find(NodeId from, uint64_t request_id) const {
+    if (!keys_.contains(std::pair(from, request_id))) return nullptr;
+    for (const Entry& entry : entries_) {
+      if (entry.from == from && entry.request.header.request_id() == request_id) return &entry;
+    }
+    return nullptr;
+  }
+
+  // kResourceExhausted when full; then `request` stays with the caller. REQUIRES: it is not held.
+  absl::Status Park(NodeId from, TableRequest&& request, absl::Duration now) {
+    const size_t bytes = KeyBytes(request);
+    if (entries_.size() >= kMax || key_bytes_ + bytes > kMaxKeyBytes) {
       return absl::ResourceExhaustedError("too many pulls are waiting on this shard");
     }
-    keys_.insert(key);
-    entries_.push_back({from, request, now});
+    key_bytes_ += bytes;
+    keys_.insert(std::pair(from, request.header.request_id()));
+    entries_.push_back({from, std::move(request), now});
     return absl::OkStatus();
   }
 
@@ -47,7 +57,8 @@ class ParkedPulls {
   void Release(absl::FunctionRef<bool(Entry&)> answer) {
     for (auto it = entries_.begin(); it != entries_.end();) {
       if (answer(*it)) {
-        keys_.erase(std::pair(it->from, it->request.request_id()));
+        key_bytes_ -= KeyBytes(it->request);
+        keys_.erase(std::pair(it->from, it->request.header.request_id()));
         it = entries_.erase(it);
       } else {
         ++it;
@@ -58,7 +69,14 @@ class ParkedPulls {
   bool empty() const { return entries_.empty(); }
 
  private:
+  static size_t KeyBytes(const TableRequest& request) {
+    size_t bytes = 0;
+    for (const PartPayload& payload : request.payload) bytes += payload.keys.size();
+    return bytes;
+  }
+
   std::list<Entry> entries_;
+  size_t key_bytes_ = 0;
   absl::flat_hash_set<std::pair<NodeId, uint64_t>> keys_;
 };
 

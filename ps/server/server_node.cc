@@ -1,38 +1,21 @@
 #include "ps/server/server_node.h"
 
-#include <algorithm>
 #include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "ps/base/buffer.h"
-#include "ps/base/dense_layout.h"
 #include "ps/net/admission.h"
 #include "ps/net/rpc.h"
 #include "ps/net/scheduler_link.h"
-#include "ps/server/hosted_partition.h"
-#include "ps/server/norm_exchange.h"
-#include "ps/server/parked_pulls.h"
+#include "ps/server/hosted_table.h"
+#include "ps/server/key_cache.h"
+#include "ps/server/pull_handler.h"
+#include "ps/server/push_handler.h"
+#include "ps/server/row_counter.h"
+#include "ps/server/table_request.h"
 
 namespace parley {
-namespace {
-
-// A pull that waits longer than this is told that it is parked. Below the first retry of rpc.h,
-// above a usual step.
-constexpr absl::Duration kParkedNotice = absl::Milliseconds(300);
-
-// One table on this shard.
-struct HostedTable {
-  std::unique_ptr<Optimizer> optimizer;
-  std::unique_ptr<NormExchange> norms;
-  std::map<uint32_t, std::unique_ptr<HostedPartition>> partitions;
-};
-
-}  // namespace
 
 class ServerNode::Impl {
  public:
@@ -43,16 +26,17 @@ class ServerNode::Impl {
         done_(std::move(done)),
         rpc_(env, transport),
         link_(env, transport, &rpc_, LinkOptions(), LinkHandlers()),
-        pool_(options_.pool != nullptr ? options_.pool : &own_pool_) {}
-
-  ~Impl() { env_->Cancel(parked_timer_); }
+        pool_(options_.pool != nullptr ? options_.pool : &own_pool_),
+        pulls_(env, &rpc_),
+        row_counter_(env) {}
 
   void Start() {
     rpc_.SetAdmission(
         [this](NodeId, const pb::FrameHeader& header) { return CheckAdmission(header, job_); });
     rpc_.Handle(pb::ASSIGN, [this](NodeId from, Frame f) { OnAssign(from, f); });
-    rpc_.Handle(pb::PUSH, [this](NodeId from, Frame f) { OnPush(from, std::move(f)); });
-    rpc_.Handle(pb::PULL, [this](NodeId from, Frame f) { OnPull(from, f); });
+    for (pb::Kind kind : {pb::PUSH, pb::PULL, pb::PUSH_PULL}) {
+      rpc_.Handle(kind, [this](NodeId from, Frame f) { OnTableRequest(from, std::move(f)); });
+    }
     rpc_.Handle(pb::LEAVE, [this](NodeId from, Frame f) { OnLeave(from, f); });
     rpc_.Handle(pb::COUNT, [this](NodeId from, Frame f) { OnCount(from, f); });
     rpc_.Handle(pb::NORM, [this](NodeId from, Frame f) { OnNorm(from, f); });
@@ -118,91 +102,70 @@ class ServerNode::Impl {
   }
 
   absl::Status TakeAssignment(const pb::Assignment& assignment) {
-    const pb::PartitionMap& map = assignment.map();
-    const std::vector<uint32_t> incarnations(assignment.worker_incarnation().begin(),
-                                             assignment.worker_incarnation().end());
-    if (map.epoch() == 0 || incarnations.empty() ||
+    if (assignment.map().epoch() == 0 || assignment.worker_incarnation().empty() ||
         assignment.worker_node_size() != assignment.worker_incarnation_size()) {
       return absl::InvalidArgumentError(
           "an assignment needs an epoch above 0, and workers with a node each");
     }
-    for (uint64_t node : assignment.worker_node()) worker_nodes_.push_back(NodeId{node});
-    uint64_t bytes = 0, hosted = 0;
-    for (const pb::TableSpec& spec : assignment.table()) {
-      absl::StatusOr<DenseLayout> layout = DenseLayout::Create(spec);
-      if (!layout.ok()) return layout.status();
-      const auto table_map = std::find_if(map.table().begin(), map.table().end(),
-                                          [&](const auto& t) { return t.table() == spec.id(); });
-      if (table_map == map.table().end() ||
-          static_cast<uint32_t>(table_map->owner_size()) != layout->partitions()) {
-        return absl::InvalidArgumentError(absl::StrFormat(
-            "table '%s': the map does not name an owner for each of its %d partitions", spec.name(),
-            layout->partitions()));
-      }
-      for (uint32_t owner : table_map->owner()) {
-        if (owner >= static_cast<uint32_t>(map.shard_size())) {
-          return absl::InvalidArgumentError(
-              absl::StrFormat("owner %d is no shard of the map", owner));
-        }
-      }
-      absl::Status status = HostTable(spec, *layout, *table_map, map, incarnations);
+    HostedTable::Context context;
+    context.self = transport_->self();
+    context.consistency = experiment_.consistency();
+    context.pool = pool_;
+    context.probe = options_.probe;
+    context.counters = &counters_;
+    std::map<uint32_t, std::unique_ptr<HostedTable>> tables;
+    for (int index = 0; index < assignment.table_size(); ++index) {
+      const uint32_t id = assignment.table(index).id();
+      absl::StatusOr<std::unique_ptr<HostedTable>> table =
+          HostedTable::Create(assignment, index, context,
+                              [this, id](uint32_t partition, NormGroup group, double share) {
+                                tables_.at(id)->norms->Add(partition, group, share);
+                              });
+      if (!table.ok()) return table.status();
+      absl::Status status = ConnectNorms(assignment, table->get());
       if (!status.ok()) return status;
-      for (const auto& [index, partition] : tables_[spec.id()].partitions) {
-        bytes += partition->size() * sizeof(float);
-        ++hosted;
+      if (!tables.emplace(id, *std::move(table)).second) {
+        return absl::InvalidArgumentError(absl::StrFormat("table %d is assigned twice", id));
       }
     }
-    epoch_ = map.epoch();
-    Log(absl::StrFormat("epoch %d: %d partitions, %.1f KiB of weights, updates with %s", epoch_,
-                        hosted, bytes / 1024.0, OptimizerKernelIsa()));
+    tables_ = std::move(tables);
+    for (uint64_t node : assignment.worker_node()) {
+      workers_.push_back({NodeId{node}, KeyCache(&own_pool_)});
+    }
+    epoch_ = assignment.map().epoch();
+    LogAssignment();
     return absl::OkStatus();
   }
 
-  absl::Status HostTable(const pb::TableSpec& spec, const DenseLayout& layout,
-                         const pb::TableMap& table_map, const pb::PartitionMap& map,
-                         const std::vector<uint32_t>& incarnations) {
-    absl::StatusOr<std::unique_ptr<Optimizer>> optimizer = Optimizer::Create(spec.optimizer());
-    if (!optimizer.ok()) return optimizer.status();
-    HostedTable& table = tables_[spec.id()];
-    table.optimizer = *std::move(optimizer);
-    NormExchange::Setup norms;
-    norms.table = spec.id();
-    for (uint32_t owner : table_map.owner())
-      norms.owners.push_back(NodeId{map.shard(owner).node()});
-    norms.epoch = map.epoch();
-    norms.deadline = absl::Milliseconds(experiment_.cluster().progress_timeout_ms());
-    const pb::ShardAddress& coordinator = map.shard(table_map.owner(0));
-    norms.coordinator = NodeId{coordinator.node()};
-    norms.coordinator_name = absl::StrFormat("server %d shard %d (%s)", coordinator.server_rank(),
-                                             coordinator.shard(), coordinator.endpoint());
-    for (uint32_t index = 0; index < layout.partitions(); ++index) {
-      if (NodeId{map.shard(table_map.owner(index)).node()} != transport_->self()) continue;
-      HostedPartition::Setup setup;
-      setup.table = spec.id();
-      setup.index = index;
-      setup.consistency = experiment_.consistency();
-      setup.worker_incarnations = incarnations;
-      setup.optimizer = table.optimizer.get();
-      setup.probe = options_.probe;
-      setup.counters = &counters_;
-      table.partitions[index] = std::make_unique<HostedPartition>(
-          spec, layout, std::move(setup), pool_,
-          [this, id = spec.id()](uint32_t partition, NormGroup group, double share) {
-            tables_[id].norms->Add(partition, group, share);
-          });
-      ++norms.local_partitions;
+  void LogAssignment() {
+    uint64_t bytes = 0, hosted = 0;
+    for (const auto& [id, table] : tables_) {
+      hosted += table->hosted().size();
+      for (const HostedPartition* partition : table->hosted()) {
+        bytes += partition->values(0) * sizeof(float);
+      }
     }
-    if (table.optimizer->clip_norm() > 0 && norms.coordinator != transport_->self()) {
-      absl::Status status = transport_->Connect(norms.coordinator, coordinator.endpoint());
+    Log(absl::StrFormat("epoch %d: %d partitions, %.1f KiB of dense weights, updates with %s",
+                        epoch_, hosted, bytes / 1024.0, OptimizerKernelIsa()));
+    for (const auto& [id, table] : tables_) Log(table->Describe());
+  }
+
+  absl::Status ConnectNorms(const pb::Assignment& assignment, HostedTable* table) {
+    NormExchange::Setup norms = table->NormSetup(assignment, transport_->self());
+    norms.deadline = absl::Milliseconds(experiment_.cluster().progress_timeout_ms());
+    if (table->clips() && norms.coordinator != transport_->self()) {
+      absl::Status status = transport_->Connect(norms.coordinator, norms.coordinator_endpoint);
       if (!status.ok()) return status;
     }
-    table.norms = std::make_unique<NormExchange>(
+    table->norms = std::make_unique<NormExchange>(
         &rpc_, transport_->self(), std::move(norms),
-        [this, id = spec.id()](NormGroup group, double total) {
+        [this, id = table->id()](NormGroup group, double total) {
           const absl::Duration start = env_->Now();
-          for (auto& [index, partition] : tables_[id].partitions) partition->OnNorm(group, total);
+          for (HostedPartition* partition : tables_.at(id)->hosted()) {
+            partition->OnNorm(group, total);
+          }
           apply_time_ += env_->Now() - start;
-          ReleasePulls();
+          pulls_.Release();
         },
         [this](const absl::Status& status) { link_.Fail(status); });
     return absl::OkStatus();
@@ -211,11 +174,11 @@ class ServerNode::Impl {
   // A rank is a claim until it is held against the node that the scheduler gave it to.
   absl::Status CheckWorker(NodeId from, const pb::FrameHeader& header) const {
     if (epoch_ == 0) return absl::UnavailableError("this shard has no partitions yet");
-    if (header.rank() < worker_nodes_.size() && worker_nodes_[header.rank()] == from) {
+    if (header.rank() < workers_.size() && workers_[header.rank()].node == from) {
       return absl::OkStatus();
     }
     return absl::PermissionDeniedError(absl::StrFormat(
-        "node %s is not worker %d of %d", ToString(from), header.rank(), worker_nodes_.size()));
+        "node %s is not worker %d of %d", ToString(from), header.rank(), workers_.size()));
   }
 
   // The table of a request that was routed by the map that this shard holds.
@@ -229,126 +192,48 @@ class ServerNode::Impl {
     if (found == tables_.end()) {
       return absl::InvalidArgumentError(absl::StrFormat("there is no table %d", header.table()));
     }
-    return &found->second;
+    return found->second.get();
   }
 
-  // The partitions that the parts name, each once.
-  static absl::StatusOr<std::vector<HostedPartition*>> Find(HostedTable& table,
-                                                            const pb::FrameHeader& header) {
-    if (header.part().empty()) return absl::InvalidArgumentError("the request names no partition");
-    std::vector<HostedPartition*> found;
-    std::set<uint32_t> seen;
-    for (const pb::Part& part : header.part()) {
-      auto it = table.partitions.find(part.partition());
-      if (it == table.partitions.end() || !seen.insert(part.partition()).second) {
-        return absl::InvalidArgumentError(
-            absl::StrFormat("table %d, partition %d: %s", header.table(), part.partition(),
-                            it == table.partitions.end() ? "not on this shard" : "named twice"));
-      }
-      found.push_back(it->second.get());
-    }
-    return found;
-  }
-
-  void OnPush(NodeId from, Frame request) {
-    absl::Status status = CheckWorker(from, request.header);
-    if (status.ok()) status = TakePush(request);
-    if (!status.ok()) {
-      rpc_.ReplyError(from, request.header, status);
+  // A push is taken before it is acknowledged or its pull is looked at; who waits for what it
+  // completed is answered after it.
+  void OnTableRequest(NodeId from, Frame frame) {
+    const pb::Kind kind = frame.header.kind();
+    absl::Status status = CheckWorker(from, frame.header);
+    if (status.ok() && kind != pb::PUSH && pulls_.TellIfHeld(from, frame.header)) return;
+    absl::StatusOr<TableRequest> request =
+        status.ok() ? Resolve(&frame) : absl::StatusOr<TableRequest>(std::move(status));
+    if (!request.ok()) {
+      rpc_.ReplyError(from, frame.header, request.status());
       return;
     }
-    rpc_.Reply(from, request.header, Frame());
-    ReleasePulls();
-  }
-
-  absl::Status TakePush(Frame& request) {
-    const pb::FrameHeader& header = request.header;
-    absl::StatusOr<HostedTable*> table = Route(header);
-    if (!table.ok()) return table.status();
-    absl::StatusOr<std::vector<HostedPartition*>> partitions = Find(**table, header);
-    if (!partitions.ok()) return partitions.status();
-    // All parts or none: a push that is half taken could be neither acknowledged nor refused.
-    for (int i = 0; i < header.part_size(); ++i) {
-      absl::Status status = (*partitions)[i]->CheckPush(header, header.part(i));
-      if (!status.ok()) return status;
-    }
-    const absl::Duration start = env_->Now();
-    size_t next_payload = 0;
-    for (int i = 0; i < header.part_size(); ++i) {
-      Buffer gradient;
-      if (header.part(i).count() > 0) gradient = std::move(request.payload[next_payload++]);
-      absl::Status status = (*partitions)[i]->TakePush(header, header.part(i), std::move(gradient));
-      if (!status.ok()) return status;
-    }
-    apply_time_ += env_->Now() - start;
-    return absl::OkStatus();
-  }
-
-  void OnPull(NodeId from, const Frame& request) {
-    absl::StatusOr<HostedTable*> table = Route(request.header);
-    absl::Status status = CheckWorker(from, request.header);
-    if (status.ok()) status = table.status();
-    if (status.ok()) status = Find(**table, request.header).status();
-    bool is_new = true;
-    if (status.ok()) {
-      if (AnswerPull(from, request.header)) return;
-      status = parked_.Park(from, request.header, env_->Now(), &is_new);
-    }
-    if (!status.ok()) {
-      rpc_.ReplyError(from, request.header, status);
-    } else if (!is_new) {
-      rpc_.ReplyParked(from, request.header, WaitsFor(request.header));
-    } else if (parked_timer_ == kNoTimer) {
-      parked_timer_ = env_->After(kParkedNotice, [this] { NotifyParked(); });
-    }
-  }
-
-  // Answers if the policy allows it for every partition. REQUIRES: Route and Find were OK.
-  bool AnswerPull(NodeId from, const pb::FrameHeader& request) {
-    std::map<uint32_t, std::unique_ptr<HostedPartition>>& partitions =
-        tables_[request.table()].partitions;
-    for (const pb::Part& part : request.part()) {
-      if (!partitions[part.partition()]->MayRead(request.tick())) return false;
-    }
-    Frame answer;
-    answer.header.set_table(request.table());
-    answer.header.set_tick(request.tick());
-    for (const pb::Part& part : request.part()) {
-      answer.payload.push_back(partitions[part.partition()]->Read(request.rank(), request.tick(),
-                                                                  answer.header.add_part()));
-    }
-    rpc_.Reply(from, request, std::move(answer));
-    return true;
-  }
-
-  std::string WaitsFor(const pb::FrameHeader& request) {
-    for (const pb::Part& part : request.part()) {
-      const HostedPartition& partition = *tables_[request.table()].partitions[part.partition()];
-      if (!partition.MayRead(request.tick())) return partition.WaitsFor(request.tick());
-    }
-    return "";
-  }
-
-  void ReleasePulls() {
-    if (parked_.empty()) return;
-    parked_.Release(
-        [this](ParkedPulls::Entry& entry) { return AnswerPull(entry.from, entry.request); });
-  }
-
-  // Tells each caller once that its pull is held; if that is lost, the caller asks again and is
-  // told again.
-  void NotifyParked() {
-    parked_timer_ = kNoTimer;
-    bool more = false;
-    parked_.Release([&](ParkedPulls::Entry& entry) {
-      if (!entry.told && env_->Now() - entry.since >= kParkedNotice) {
-        entry.told = true;
-        rpc_.ReplyParked(entry.from, entry.request, WaitsFor(entry.request));
+    const uint64_t applied = counters_.applied;
+    if (kind != pb::PULL) {
+      const absl::Duration start = env_->Now();
+      status = TakePush(&*request, pool_, /*keep_keys=*/kind == pb::PUSH_PULL);
+      apply_time_ += env_->Now() - start;
+      if (!status.ok()) {
+        rpc_.ReplyError(from, request->header, status);
+        return;
       }
-      more |= !entry.told;
-      return false;
-    });
-    if (more) parked_timer_ = env_->After(kParkedNotice, [this] { NotifyParked(); });
+    }
+    if (kind == pb::PUSH) {
+      rpc_.Reply(from, request->header, Frame());
+    } else {
+      pulls_.Pull(from, *std::move(request));
+    }
+    if (counters_.applied != applied) pulls_.Release();
+  }
+
+  // The request with all that it names, if all of it can be found; else `frame` stays as it is.
+  absl::StatusOr<TableRequest> Resolve(Frame* frame) {
+    absl::StatusOr<HostedTable*> table = Route(frame->header);
+    if (!table.ok()) return table.status();
+    if (frame->header.kind() == pb::PUSH_PULL && !frame->header.has_pull_tick()) {
+      return absl::InvalidArgumentError("a PUSH_PULL needs the pull_tick that it is to read for");
+    }
+    KeyCache* keys = &workers_[frame->header.rank()].keys;
+    return ResolveRequest(frame, *table, keys);
   }
 
   void OnLeave(NodeId from, const Frame& request) {
@@ -361,13 +246,13 @@ class ServerNode::Impl {
     }
     const absl::Duration start = env_->Now();
     for (auto& [id, table] : tables_) {
-      for (auto& [index, partition] : table.partitions) {
+      for (HostedPartition* partition : table->hosted()) {
         partition->OnLeave(request.header.rank(), leave.after_tick());
       }
     }
     apply_time_ += env_->Now() - start;
     rpc_.Reply(from, request.header, Frame());
-    ReleasePulls();
+    pulls_.Release();
   }
 
   void OnNorm(NodeId from, const Frame& request) {
@@ -383,11 +268,7 @@ class ServerNode::Impl {
 
   pb::Heartbeat MakeHeartbeat() {
     pb::Heartbeat heartbeat;
-    parked_.Release([&](ParkedPulls::Entry& entry) {
-      if (entry.told && heartbeat.waiting_for().empty())
-        heartbeat.set_waiting_for(WaitsFor(entry.request));
-      return false;
-    });
+    heartbeat.set_waiting_for(pulls_.WaitingFor());
     return heartbeat;
   }
 
@@ -397,18 +278,36 @@ class ServerNode::Impl {
                       absl::PermissionDeniedError("COUNT is the scheduler's to ask"));
       return;
     }
+    std::vector<const HostedTable*> tables;
+    for (const auto& [id, table] : tables_) tables.push_back(table.get());
+    row_counter_.Count(tables, [this, from, header = request.header](const auto& rows) {
+      pb::ServerCounts counts = Counts();
+      counts.mutable_rows()->Assign(rows.begin(), rows.end());
+      Frame answer;
+      answer.header.set_body(counts.SerializeAsString());
+      rpc_.Reply(from, header, std::move(answer));
+    });
+  }
+
+  pb::ServerCounts Counts() const {
     pb::ServerCounts counts;
     counts.set_pushes_accepted(counters_.accepted);
     counts.set_pushes_applied(counters_.applied);
     counts.set_pushes_dropped(counters_.dropped);
     counts.set_pushes_duplicate(counters_.duplicate);
     counts.set_apply_seconds(absl::ToDoubleSeconds(apply_time_));
-    counts.set_bytes_in(transport_->counters().bytes_in);
-    counts.set_bytes_out(transport_->counters().bytes_out);
-    Frame answer;
-    answer.header.set_body(counts.SerializeAsString());
-    rpc_.Reply(from, request.header, std::move(answer));
+    const TransportCounters transport = transport_->counters();
+    counts.set_bytes_in(transport.bytes_in);
+    counts.set_bytes_out(transport.bytes_out);
+    counts.set_refused(transport.refused);
+    return counts;
   }
+
+  // One worker, by its rank.
+  struct Worker {
+    NodeId node = kNoNode;  // who may push, pull and leave as that worker
+    KeyCache keys;
+  };
 
   // Constant after construction.
   Env* const env_;
@@ -421,14 +320,14 @@ class ServerNode::Impl {
   SchedulerLink link_;
   uint64_t job_ = 0;
   pb::Experiment experiment_;
-  uint64_t epoch_ = 0;                // 0: no partitions yet
-  std::vector<NodeId> worker_nodes_;  // by rank
+  uint64_t epoch_ = 0;  // 0: no partitions yet
   BufferPool own_pool_;
   BufferPool* const pool_;
+  std::vector<Worker> workers_;  // by rank
   PushCounters counters_;
-  std::map<uint32_t, HostedTable> tables_;
-  ParkedPulls parked_;
-  TimerId parked_timer_ = kNoTimer;
+  std::map<uint32_t, std::unique_ptr<HostedTable>> tables_;
+  PullHandler pulls_;
+  RowCounter row_counter_;
   absl::Duration apply_time_;
 };
 

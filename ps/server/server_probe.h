@@ -15,6 +15,10 @@ class ServerProbe {
   // The gradients of `workers` for `tick` went into the weights, which are at `version` now.
   virtual void OnApply(uint32_t table, uint32_t partition, uint64_t tick,
                        const std::vector<uint32_t>& workers, uint64_t version) = 0;
+  // The gradient of `worker` that belongs to no step, known by its sequence on this partition, went
+  // into the weights, which are at `version` now.
+  virtual void OnUpdateWithoutTick(uint32_t table, uint32_t partition, uint32_t worker,
+                                   uint64_t sequence, uint64_t version) = 0;
   // A push part was taken for the first time (and will be acknowledged): to be applied, unless
   // `late`.
   virtual void OnAccept(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,

@@ -21,8 +21,9 @@ namespace parley {
 
 struct Contribution {
   uint32_t worker = 0;
-  double weight = 0;  // samples summed in `gradient`; 0 for a worker that had none in this step
-  Buffer gradient;    // float32 [partition size]; empty if weight is 0
+  double weight = 0;  // samples summed in `values`; 0 for a worker that had none in this step
+  Buffer values;      // float32: dense [partition size], sparse [keys, dim]; empty if weight is 0
+  Buffer keys = {};   // sparse: uint64 [keys], which may be none; dense: empty
 };
 
 // Gradients to be applied together, ascending by worker.

@@ -26,7 +26,11 @@ uint64_t AllowedStaleness(const pb::Consistency& consistency) {
 HistoryChecker::HistoryChecker(const pb::Consistency& consistency, uint32_t workers)
     : consistency_(consistency), workers_(workers), ticks_of_(workers, 0) {}
 
-HistoryChecker::State& HistoryChecker::Of(uint32_t partition) {
+std::string HistoryChecker::Partition::Name() const {
+  return absl::StrFormat("partition %d of table %d", index, table);
+}
+
+HistoryChecker::State& HistoryChecker::Of(Partition partition) {
   State& state = states_[partition];
   if (state.closed.empty()) {
     state.closed.assign(workers_, 0);
@@ -48,23 +52,30 @@ void HistoryChecker::Close(State& state, uint32_t worker, uint64_t tick) {
   }
 }
 
-void HistoryChecker::OnApply(uint32_t table, uint32_t partition, uint64_t tick,
-                             const std::vector<uint32_t>& workers, uint64_t version) {
-  ++applies_;
+void HistoryChecker::CheckVersion(Partition partition, uint64_t version) {
   State& state = Of(partition);
   if (version < state.version) {
-    Violation(absl::StrFormat("partition %d went back from version %d to %d", partition,
-                              state.version, version));
+    Violation(absl::StrFormat("%s went back from version %d to %d", partition.Name(), state.version,
+                              version));
   }
   state.version = version;
+}
+
+void HistoryChecker::OnApply(uint32_t table, uint32_t index, uint64_t tick,
+                             const std::vector<uint32_t>& workers, uint64_t version) {
+  ++applies_;
+  const Partition partition{table, index};
+  CheckVersion(partition, version);
+  State& state = Of(partition);
   for (uint32_t worker : workers) {
-    if (++applied_[{partition, worker, tick}] > 1) {
-      Violation(absl::StrFormat("tick %d of worker %d was applied %d times to partition %d", tick,
-                                worker, applied_[{partition, worker, tick}], partition));
+    const int times = ++applied_[{partition, worker, tick}];
+    if (times > 1) {
+      Violation(absl::StrFormat("tick %d of worker %d was applied %d times to %s", tick, worker,
+                                times, partition.Name()));
     }
     if (!accepted_.contains({partition, worker, tick})) {
-      Violation(absl::StrFormat("tick %d of worker %d was applied to partition %d, never accepted",
-                                tick, worker, partition));
+      Violation(absl::StrFormat("tick %d of worker %d was applied to %s, never accepted", tick,
+                                worker, partition.Name()));
     }
     Close(state, worker, tick);
   }
@@ -74,12 +85,30 @@ void HistoryChecker::OnApply(uint32_t table, uint32_t partition, uint64_t tick,
   }
 }
 
-void HistoryChecker::OnAccept(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+void HistoryChecker::OnUpdateWithoutTick(uint32_t table, uint32_t index, uint32_t worker,
+                                         uint64_t sequence, uint64_t version) {
+  ++applies_;
+  const Partition partition{table, index};
+  CheckVersion(partition, version);
+  const int times = ++without_tick_[{partition, worker, sequence}];
+  if (times > 1) {
+    Violation(absl::StrFormat("update %d of worker %d was applied %d times to %s", sequence, worker,
+                              times, partition.Name()));
+  }
+  if (consistency_.mode() != pb::Consistency::ASP) {
+    Violation(absl::StrFormat("update %d of worker %d to %s belongs to no step, under %s", sequence,
+                              worker, partition.Name(),
+                              pb::Consistency::Mode_Name(consistency_.mode())));
+  }
+}
+
+void HistoryChecker::OnAccept(uint32_t table, uint32_t index, uint32_t worker, uint64_t tick,
                               bool late) {
+  const Partition partition{table, index};
   const Push push{partition, worker, tick};
   if (++accepted_[push] > 1) {
-    Violation(absl::StrFormat("tick %d of worker %d was accepted %d times by partition %d", tick,
-                              worker, accepted_[push], partition));
+    Violation(absl::StrFormat("tick %d of worker %d was accepted %d times by %s", tick, worker,
+                              accepted_[push], partition.Name()));
   }
   if (worker < workers_) ticks_of_[worker] = std::max(ticks_of_[worker], tick + 1);
   if (!late) return;
@@ -88,13 +117,18 @@ void HistoryChecker::OnAccept(uint32_t table, uint32_t partition, uint32_t worke
   const uint32_t allowed =
       consistency_.mode() == pb::Consistency::BSP ? consistency_.backup_workers() : 0;
   if (late_of_step > static_cast<int>(allowed)) {
-    Violation(absl::StrFormat("%d pushes for step %d came late to partition %d, allowed are %d",
-                              late_of_step, tick, partition, allowed));
+    Violation(absl::StrFormat("%d pushes for step %d came late to %s, allowed are %d", late_of_step,
+                              tick, partition.Name(), allowed));
   }
 }
 
-void HistoryChecker::OnRead(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
+void HistoryChecker::OnRead(uint32_t table, uint32_t index, uint32_t worker, uint64_t tick,
                             uint64_t version) {
+  const Partition partition{table, index};
+  if (version < Of(partition).version) {
+    Violation(absl::StrFormat("worker %d was sent version %d of %s, which is at %d", worker,
+                              version, partition.Name(), Of(partition).version));
+  }
   reads_.push_back({partition, worker, tick, Of(partition).closed});
 }
 
@@ -109,17 +143,17 @@ void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dr
       const uint64_t due = std::min(needed, ticks_of_[worker]);
       if (read.closed[worker] >= due) continue;
       Violation(absl::StrFormat(
-          "worker %d read partition %d for tick %d when only %d ticks of worker %d were in, "
+          "worker %d read %s for tick %d when only %d ticks of worker %d were in, "
           "allowed is %d or more",
-          read.worker, read.partition, read.tick, read.closed[worker], worker, due));
+          read.worker, read.partition.Name(), read.tick, read.closed[worker], worker, due));
     }
   }
   for (const auto& [push, times] : accepted_) {
     const auto& [partition, worker, tick] = push;
     const bool is_late = late_.contains(push);
     if (applied_.contains(push) == is_late) {
-      Violation(absl::StrFormat("tick %d of worker %d, acknowledged by partition %d, was %s", tick,
-                                worker, partition,
+      Violation(absl::StrFormat("tick %d of worker %d, acknowledged by %s, was %s", tick, worker,
+                                partition.Name(),
                                 is_late ? "applied although late" : "never applied"));
     }
   }
@@ -128,16 +162,19 @@ void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dr
     for (uint32_t worker = 0; worker < workers_; ++worker) {
       for (uint64_t tick = 0; tick < ticks_of_[worker]; ++tick) {
         if (!accepted_.contains({partition, worker, tick})) {
-          Violation(absl::StrFormat("partition %d never got tick %d of worker %d", partition, tick,
-                                    worker));
+          Violation(
+              absl::StrFormat("%s never got tick %d of worker %d", partition.Name(), tick, worker));
         }
       }
     }
   }
-  if (acknowledged != accepted_.size() || applied != applied_.size() || dropped != late_.size()) {
+  const uint64_t free = without_tick_.size();  // accepted and applied in one
+  if (acknowledged != accepted_.size() + free || applied != applied_.size() + free ||
+      dropped != late_.size()) {
     Violation(absl::StrFormat(
         "the summary says %d acknowledged, %d applied, %d late; seen were %d, %d and %d",
-        acknowledged, applied, dropped, accepted_.size(), applied_.size(), late_.size()));
+        acknowledged, applied, dropped, accepted_.size() + free, applied_.size() + free,
+        late_.size()));
   }
 }
 

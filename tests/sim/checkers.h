@@ -14,12 +14,12 @@
 
 namespace parley {
 
-// Watches all servers of one run.
+// Watches all servers of one run; a partition is one of a table, dense or sparse.
 //  - exactly once: every (partition, worker, tick) is accepted once and applied once; under BSP
-//  with k backup workers at
-//    most k of a step come late instead, otherwise none
+//    with k backup workers at most k of a step come late instead, otherwise none
+//  - updates that belong to no step are applied once, and under ASP only
 //  - bounded staleness: a worker never reads for tick t before all workers' ticks below t - s are
-//  in the weights
+//    in the weights
 //  - versions never go back
 // Violations are collected, not thrown: one line each.
 class HistoryChecker : public ServerProbe {
@@ -28,6 +28,8 @@ class HistoryChecker : public ServerProbe {
 
   void OnApply(uint32_t table, uint32_t partition, uint64_t tick,
                const std::vector<uint32_t>& workers, uint64_t version) override;
+  void OnUpdateWithoutTick(uint32_t table, uint32_t partition, uint32_t worker, uint64_t sequence,
+                           uint64_t version) override;
   void OnAccept(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
                 bool late) override;
   void OnRead(uint32_t table, uint32_t partition, uint32_t worker, uint64_t tick,
@@ -41,9 +43,15 @@ class HistoryChecker : public ServerProbe {
   uint64_t applies() const { return applies_; }
 
  private:
-  using Push = std::tuple<uint32_t, uint32_t, uint64_t>;  // partition, worker, tick
+  struct Partition {
+    uint32_t table, index;
+    auto operator<=>(const Partition&) const = default;
+    std::string Name() const;
+  };
+  using Push = std::tuple<Partition, uint32_t, uint64_t>;  // partition, worker, tick (or sequence)
   struct Read {
-    uint32_t partition, worker;
+    Partition partition;
+    uint32_t worker;
     uint64_t tick;
     std::vector<uint64_t> closed;  // by worker: its ticks below this were in the weights
   };
@@ -52,15 +60,16 @@ class HistoryChecker : public ServerProbe {
     std::vector<uint64_t> closed;
     std::vector<std::map<uint64_t, bool>> ahead;  // closed out of order
   };
-  State& Of(uint32_t partition);
+  State& Of(Partition partition);
+  void CheckVersion(Partition partition, uint64_t version);
   void Close(State& state, uint32_t worker, uint64_t tick);
   void Violation(std::string line);
 
   const pb::Consistency consistency_;
   const uint32_t workers_;
-  std::map<uint32_t, State> states_;
-  std::map<Push, int> accepted_, applied_, late_;
-  std::map<std::pair<uint32_t, uint64_t>, int> late_of_step_;
+  std::map<Partition, State> states_;
+  std::map<Push, int> accepted_, applied_, late_, without_tick_;
+  std::map<std::pair<Partition, uint64_t>, int> late_of_step_;
   std::vector<Read> reads_;
   std::vector<uint64_t> ticks_of_;  // by worker: ticks pushed in all
   uint64_t applies_ = 0;

@@ -8,6 +8,7 @@
 namespace parley {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -25,50 +26,52 @@ class HostedPartitionTest : public ::testing::Test {
     spec_.mutable_optimizer()->set_lr(1);
     spec_.mutable_optimizer()->set_clip_norm(clip_norm);
     spec_.mutable_optimizer()->mutable_schedule()->mutable_constant();
-    layout_ = *DenseLayout::Create(spec_);
-    optimizer_ = *Optimizer::Create(spec_.optimizer());
+    if (clip_norm > 0) clip_ = *Optimizer::Create(spec_.optimizer());
     HostedPartition::Setup setup;
     setup.table = 1;
     pb::Consistency::Mode parsed;
     ASSERT_TRUE(pb::Consistency::Mode_Parse(mode, &parsed));
     setup.consistency.set_mode(parsed);
     setup.worker_incarnations.assign(workers, 1);
-    setup.optimizer = optimizer_.get();
+    setup.clip = clip_.get();
     setup.counters = &counters_;
+    setup.pool = &pool_;
     partition_ = std::make_unique<HostedPartition>(
-        spec_, layout_, setup, &pool_,
+        *TablePartition::Create(spec_, 0, &pool_), setup,
         [this](uint32_t, NormGroup group, double share) { norms_.emplace_back(group, share); });
   }
+
+  static constexpr uint64_t kNoTick = ~uint64_t{0};
 
   absl::Status Push(uint32_t worker, uint64_t tick, std::vector<float> gradient, double weight,
                     uint64_t sequence) {
     pb::FrameHeader header;
     header.set_rank(worker);
     header.set_incarnation(1);
-    header.set_tick(tick);
+    if (tick != kNoTick) header.set_tick(tick);
     header.set_weight(weight);
     pb::Part part;
     part.set_sequence(sequence);
     part.set_acked_below(1);
     part.set_count(gradient.size());
-    absl::Status status = partition_->CheckPush(header, part);
+    ReplayGuard::Verdict verdict;
+    absl::Status status = partition_->CheckPush(header, part, &verdict);
     if (!status.ok()) return status;
     Buffer buffer = Buffer::Copy(
         {reinterpret_cast<const char*>(gradient.data()), gradient.size() * sizeof(float)});
-    return partition_->TakePush(header, part, std::move(buffer));
+    return partition_->TakePush(header, part, Buffer(), std::move(buffer));
   }
 
   std::vector<float> Weights() {
     pb::Part part;
-    Buffer buffer = partition_->Read(0, 0, &part);
+    Buffer buffer = partition_->Read(0, 0, pb::Part(), Buffer(), &part);
     std::vector<float> weights(part.count());
     std::memcpy(weights.data(), buffer.data(), buffer.size());
     return weights;
   }
 
   pb::TableSpec spec_;
-  DenseLayout layout_;
-  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Optimizer> clip_;
   BufferPool pool_;
   PushCounters counters_;
   std::vector<std::pair<NormGroup, double>> norms_;
@@ -168,10 +171,47 @@ TEST_F(HostedPartitionTest, TheLastReadWaitsUntilAllHaveLeft) {
 TEST_F(HostedPartitionTest, AReadStaysAsItIsWhenAnUpdateFollows) {
   Make("BSP", 1);
   pb::Part part;
-  Buffer before = partition_->Read(0, 0, &part);
+  Buffer before = partition_->Read(0, 0, pb::Part(), Buffer(), &part);
   ASSERT_TRUE(Push(0, 0, {1, 1, 1, 1}, 1, 1).ok());
   EXPECT_EQ(before.floats()[0], 0);
   EXPECT_EQ(Weights()[0], -1);
+}
+
+TEST_F(HostedPartitionTest, AnUpdateOfNoStepIsAppliedAtOnceAndMovesNoClock) {
+  Make("ASP", 2);
+  ASSERT_TRUE(Push(0, kNoTick, {2, 2, 2, 2}, 2, 1).ok());
+  EXPECT_THAT(Weights(), ElementsAre(-1, -1, -1, -1));
+  ASSERT_TRUE(Push(0, kNoTick, {2, 2, 2, 2}, 2, 1).ok());  // came again
+  EXPECT_THAT(Weights(), ElementsAre(-1, -1, -1, -1));
+  ASSERT_TRUE(Push(1, kNoTick, {0, 0, 0, 4}, 1, 1).ok());
+  EXPECT_THAT(Weights(), ElementsAre(-1, -1, -1, -5));
+  EXPECT_EQ(counters_.accepted, 2u);
+  EXPECT_EQ(counters_.applied, 2u);
+  EXPECT_EQ(counters_.duplicate, 1u);
+  pb::Part part;
+  partition_->Read(0, 0, pb::Part(), Buffer(), &part);
+  EXPECT_EQ(part.version(), 2u);
+  EXPECT_EQ(part.min_clock(), 0u);
+  // Steps go on as if nothing had been.
+  ASSERT_TRUE(Push(0, 0, {1, 0, 0, 0}, 1, 2).ok());
+  ASSERT_TRUE(Push(1, 0, {1, 0, 0, 0}, 1, 2).ok());
+  partition_->Read(0, 0, pb::Part(), Buffer(), &part);
+  EXPECT_EQ(part.min_clock(), 1u);
+}
+
+TEST_F(HostedPartitionTest, AnUpdateOfNoStepIsRefusedWhereStepsMatter) {
+  for (const char* mode : {"BSP", "SSP"}) {
+    Make(mode, 1);
+    EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(),
+                AllOf(HasSubstr("has no tick"), HasSubstr(mode)));
+  }
+  Make("ASP", 1, /*clip_norm=*/1);
+  EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("clip_norm"));
+  clip_ = nullptr;
+  Make("ASP", 1);
+  partition_->OnLeave(0, 0);
+  EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("which has left"));
+  EXPECT_EQ(counters_.accepted, 0u);
 }
 
 }  // namespace

@@ -49,11 +49,12 @@ TEST(BspAggregatorTest, AStepComesOutWholeInRankOrder) {
 
 TEST(BspAggregatorTest, HoldsTheReceivedBytesThemselves) {
   const auto aggregator = Aggregator::Create(Mode(pb::Consistency::BSP), 1);
-  const Buffer bytes = Buffer::Copy("12345678");
-  ASSERT_TRUE(aggregator->Add(0, {0, 32.0, bytes}).ok());
+  const Buffer bytes = Buffer::Copy("12345678"), keys = Buffer::Copy("a key is");
+  ASSERT_TRUE(aggregator->Add(0, {0, 32.0, bytes, keys}).ok());
   CompleteStep step;
   ASSERT_TRUE(aggregator->PopComplete(&step));
-  EXPECT_EQ(step.contributions[0].gradient.data(), bytes.data());
+  EXPECT_EQ(step.contributions[0].values.data(), bytes.data());
+  EXPECT_EQ(step.contributions[0].keys.data(), keys.data());
   EXPECT_EQ(step.contributions[0].weight, 32.0);
 }
 

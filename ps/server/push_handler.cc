@@ -1,0 +1,61 @@
+#include "ps/server/push_handler.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace parley {
+namespace {
+
+// float32 [part.count()] from what came: as it is, or decoded.
+absl::Status MakeValues(const pb::FrameHeader& header, const pb::Part& part,
+                        const PayloadCodec* codec, BufferPool* pool, Buffer* values) {
+  const uint64_t raw_bytes = part.count() * sizeof(float);
+  // Raw values are welcome whatever the codec: then they carry no length of their own.
+  const bool encoded = part.has_value_bytes() && (codec != nullptr || part.count() == 0);
+  if (!encoded || part.count() == 0) {
+    if (values->size() == raw_bytes) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "push to table %d, partition %d carries %d bytes of values, allowed is %d for %d elements",
+        header.table(), part.partition(), values->size(), raw_bytes, part.count()));
+  }
+  Buffer decoded = pool->Allocate(raw_bytes);
+  absl::Status status = codec->Decode(values->view(), part.count(), decoded.mutable_floats());
+  if (!status.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to table %d, partition %d: its values are not of codec '%s': %s",
+                        header.table(), part.partition(), codec->name(), status.message()));
+  }
+  *values = std::move(decoded);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
+  const pb::FrameHeader& header = request->header;
+  const PayloadCodec* codec = request->table->push_codec();
+  const size_t parts = request->partitions.size();
+  // All parts or none: a push that is half taken could be neither acknowledged nor refused.
+  for (size_t i = 0; i < parts; ++i) {
+    const pb::Part& part = header.part(static_cast<int>(i));
+    ReplayGuard::Verdict verdict;
+    absl::Status status = request->partitions[i]->CheckPush(header, part, &verdict);
+    if (!status.ok()) return status;
+    if (verdict == ReplayGuard::Verdict::kDuplicate) continue;  // nobody looks at it again
+    status = MakeValues(header, part, codec, pool, &request->payload[i].values);
+    if (!status.ok()) return status;
+  }
+  for (size_t i = 0; i < parts; ++i) {
+    PartPayload& payload = request->payload[i];
+    absl::Status status = request->partitions[i]->TakePush(
+        header, header.part(static_cast<int>(i)),
+        keep_keys ? payload.keys : std::exchange(payload.keys, Buffer()),
+        std::exchange(payload.values, Buffer()));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace parley

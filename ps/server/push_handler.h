@@ -1,0 +1,20 @@
+// TakePush: a push of several partitions, taken as a whole or not at all.
+#ifndef PARLEY_PS_SERVER_PUSH_HANDLER_H_
+#define PARLEY_PS_SERVER_PUSH_HANDLER_H_
+
+#include "absl/status/status.h"
+#include "ps/base/buffer.h"
+#include "ps/server/table_request.h"
+
+namespace parley {
+
+// Takes the push in `request` and applies what is complete; values of a table with a push codec are
+// decoded into memory of `pool` first. Moves keys and values out of the request, unless keep_keys:
+// a pull of the same request wants them. Afterwards it may be acknowledged. An error, as
+// HostedPartition::CheckPush and kInvalidArgument for values that do not decode, means that nothing
+// of it was taken. Runs on the shard's loop.
+absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys);
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_SERVER_PUSH_HANDLER_H_

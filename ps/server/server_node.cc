@@ -130,7 +130,7 @@ class ServerNode::Impl {
     }
     tables_ = std::move(tables);
     for (uint64_t node : assignment.worker_node()) {
-      workers_.push_back({NodeId{node}, KeyCache(&own_pool_)});
+      workers_.push_back({NodeId{node}, KeyCache(&own_pool_, options_.key_cache_bytes)});
     }
     epoch_ = assignment.map().epoch();
     LogAssignment();

@@ -19,6 +19,7 @@
 #include "ps/base/buffer.h"
 #include "ps/base/env.h"
 #include "ps/net/transport.h"
+#include "ps/server/key_cache.h"
 #include "ps/server/server_probe.h"
 
 namespace parley {
@@ -36,6 +37,8 @@ class ServerNode {
     // Where weights and answers are made, so that a transport may lend them out without a copy;
     // outlives the node. Null: a pool of its own.
     BufferPool* pool = nullptr;
+    // Remembered of each worker's lists of keys. Less makes workers send them again more often.
+    size_t key_cache_bytes = KeyCache::kMaxBytes;
     ServerProbe* probe = nullptr;                      // outlives the node; may be null
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };

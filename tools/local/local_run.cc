@@ -153,7 +153,7 @@ absl::Status LocalRun::PrepareTables() {
   gradients_ = Buffer::Allocate(dense_->elements() * sizeof(float));
   if (!embedding_.has_value()) return absl::OkStatus();
   absl::StatusOr<std::unique_ptr<LocalSparse>> sparse =
-      LocalSparse::Create(EmbeddingTable(config_), &pool_);
+      LocalSparse::Create(EmbeddingTable(config_), config_.cluster().workers(), &pool_);
   if (!sparse.ok()) return sparse.status();
   sparse_ = *std::move(sparse);
   return absl::OkStatus();
@@ -255,7 +255,7 @@ absl::StatusOr<BatchResult> LocalRun::Push(uint32_t rank, const std::vector<uint
   if (status.ok()) status = dense_->Push(rank, gradients_.floats());
   if (status.ok() && embedding_.has_value()) {
     embedding_->Scatter(batch_.keys, batch_.dx.data(), batch_.rows.data());
-    status = sparse_->Push(batch_.keys.keys, batch_.rows.data());
+    status = sparse_->Push(rank, batch_.keys.keys, batch_.rows.data());
   }
   if (!status.ok()) return status;
   return result;

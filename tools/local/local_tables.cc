@@ -144,6 +144,7 @@ absl::Status LocalDense::Publish() {
 }
 
 absl::StatusOr<std::unique_ptr<LocalSparse>> LocalSparse::Create(const pb::TableSpec& table,
+                                                                 uint32_t workers,
                                                                  BufferPool* pool) {
   std::unique_ptr<LocalSparse> sparse(new LocalSparse);
   sparse->table_ = table.id();
@@ -155,6 +156,7 @@ absl::StatusOr<std::unique_ptr<LocalSparse>> LocalSparse::Create(const pb::Table
   auto partitions = MakePartitions(table, sparse->layout_.partitions(), pool);
   if (!partitions.ok()) return partitions.status();
   sparse->partitions_ = *std::move(partitions);
+  sparse->residual_.resize(workers);
   sparse->open_.resize(sparse->partitions_.size());
   return sparse;
 }
@@ -175,7 +177,8 @@ absl::Status LocalSparse::Pull(absl::Span<const uint64_t> keys, float* rows) con
   return absl::OkStatus();
 }
 
-absl::Status LocalSparse::Push(absl::Span<const uint64_t> keys, const float* gradients) {
+absl::Status LocalSparse::Push(uint32_t rank, absl::Span<const uint64_t> keys,
+                               const float* gradients) {
   std::vector<Contribution> parts(partitions_.size());
   for (size_t i = 0; i < keys.size(); ++i) {
     Contribution& part = parts[layout_.PartitionOf(keys[i])];
@@ -184,17 +187,29 @@ absl::Status LocalSparse::Push(absl::Span<const uint64_t> keys, const float* gra
     part.values.insert(part.values.end(), row, row + dim());
   }
   for (uint32_t p = 0; p < parts.size(); ++p) {
-    Contribution& part = parts[p];
-    if (part.keys.empty()) continue;
-    if (push_codec_ != nullptr) {
-      std::vector<float> lost(part.values.size(), 0.0f);
-      absl::Status status = Through(*push_codec_, part.values.data(), part.values.size(),
-                                    lost.data(), part.values.data());
-      if (!status.ok()) return status;
-    }
-    open_[p].push_back(std::move(part));
+    if (parts[p].keys.empty()) continue;
+    absl::Status status = Encode(residual_[rank], parts[p]);
+    if (!status.ok()) return status;
+    open_[p].push_back(std::move(parts[p]));
   }
   return absl::OkStatus();
+}
+
+// The rows of a partition travel together; what a row lost is added when it is pushed again.
+absl::Status LocalSparse::Encode(Residual& residual, Contribution& part) const {
+  if (push_codec_ == nullptr) return absl::OkStatus();
+  std::vector<float> lost;
+  for (const uint64_t key : part.keys) {
+    std::vector<float>& row = residual[key];
+    row.resize(dim());
+    lost.insert(lost.end(), row.begin(), row.end());
+  }
+  absl::Status status = Through(*push_codec_, part.values.data(), part.values.size(), lost.data(),
+                                part.values.data());
+  for (size_t i = 0; i < part.keys.size(); ++i) {
+    std::copy_n(lost.data() + i * dim(), dim(), residual[part.keys[i]].data());
+  }
+  return status;
 }
 
 void LocalSparse::Update(uint64_t tick, uint64_t samples) {

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -59,14 +60,14 @@ class LocalDense {
 class LocalSparse {
  public:
   static absl::StatusOr<std::unique_ptr<LocalSparse>> Create(const pb::TableSpec& table,
-                                                             BufferPool* pool);
+                                                             uint32_t workers, BufferPool* pool);
 
   uint32_t dim() const { return layout_.dim(); }
 
   // rows [keys, dim], as a worker gets them.
   absl::Status Pull(absl::Span<const uint64_t> keys, float* rows) const;
-  // One worker's gradient of the step, [keys, dim]; each key once. By ascending rank.
-  absl::Status Push(absl::Span<const uint64_t> keys, const float* gradients);
+  // Worker `rank`'s gradient of the step, [keys, dim]; each key once. By ascending rank.
+  absl::Status Push(uint32_t rank, absl::Span<const uint64_t> keys, const float* gradients);
   void Update(uint64_t tick, uint64_t samples);
 
   pb::ServerCounts::Rows Count() const;
@@ -76,12 +77,15 @@ class LocalSparse {
     std::vector<uint64_t> keys;
     std::vector<float> values;  // [keys, dim], as the server sees them
   };
+  using Residual = std::unordered_map<uint64_t, std::vector<float>>;  // by key: [dim]
   LocalSparse() = default;
+  absl::Status Encode(Residual& residual, Contribution& part) const;
 
   uint32_t table_ = 0;
   SparseLayout layout_;
   std::unique_ptr<PayloadCodec> push_codec_, pull_codec_;
   std::vector<std::unique_ptr<TablePartition>> partitions_;
+  std::vector<Residual> residual_;               // by worker: what codecs have kept back
   std::vector<std::vector<Contribution>> open_;  // by partition, of the open step
 };
 

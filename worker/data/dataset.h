@@ -38,7 +38,7 @@ class Dataset {
   virtual uint32_t keys_per_row() const { return 0; }
   // Fills keys [ids.size(), keys_per_row()]; kNoKey where a sample has fewer.
   // REQUIRES: every id < samples().
-  virtual void ReadKeys(absl::Span<const uint64_t> ids, uint64_t* keys) const {}
+  virtual void ReadKeys(absl::Span<const uint64_t> /*ids*/, uint64_t* /*keys*/) const {}
 };
 
 // The training or the test set of an experiment. Errors name the file or field, what is wrong and

@@ -35,7 +35,7 @@ class DenseClient::Request : public ShardRequest {
   void Place() {
     const bool pushes = kind != Kind::kPull;
     step = pushes ? PushPlace(tick) : PullPlace(pull_tick);
-    rank = *std::min_element(partitions.begin(), partitions.end());
+    rank = 1 + *std::min_element(partitions.begin(), partitions.end());  // sparse tables have 0
     for (uint32_t partition : partitions) {
       pull_bytes += table_->layout_->partition(partition).size() * sizeof(float);
       if (pushes && weight > 0) push_bytes += table_->encoder_.BytesOf(partition);

@@ -9,6 +9,7 @@
 #include "worker/client/client_core.h"
 #include "worker/client/dense_client.h"
 #include "worker/client/shard_queues.h"
+#include "worker/client/sparse_client.h"
 
 namespace parley {
 namespace {
@@ -92,6 +93,12 @@ class PsClientImpl : public PsClient {
     for (const pb::TableSpec& spec : assignment.table()) {
       absl::StatusOr<TableRoute> route = RouteOf(spec, assignment.map());
       if (!route.ok()) return route.status();
+      if (spec.has_sparse()) {
+        auto table = SparseClient::Create(&core_, spec, *std::move(route));
+        if (!table.ok()) return table.status();
+        sparse_[spec.id()] = *std::move(table);
+        continue;
+      }
       auto table = DenseClient::Create(&core_, spec, *std::move(route));
       if (!table.ok()) return table.status();
       dense_[spec.id()] = *std::move(table);
@@ -103,7 +110,10 @@ class PsClientImpl : public PsClient {
     const auto found = dense_.find(table);
     return found == dense_.end() ? nullptr : found->second.get();
   }
-  SparseTable* sparse(uint32_t) override { return nullptr; }
+  SparseTable* sparse(uint32_t table) override {
+    const auto found = sparse_.find(table);
+    return found == sparse_.end() ? nullptr : found->second.get();
+  }
 
   void WhenAllAcknowledged(absl::AnyInvocable<void()> done) override {
     queues_.WhenAllAcknowledged(std::move(done));
@@ -127,6 +137,7 @@ class PsClientImpl : public PsClient {
   BufferPool own_pool_;
   ClientCore core_;
   std::map<uint32_t, std::unique_ptr<DenseClient>> dense_;
+  std::map<uint32_t, std::unique_ptr<SparseClient>> sparse_;
   size_t leaves_missing_ = 0;
   absl::AnyInvocable<void()> on_left_;
   ShardQueues queues_;  // goes first: its requests refer to the tables

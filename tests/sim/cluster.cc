@@ -122,6 +122,7 @@ class Cluster {
     options.process = 1000 + server;
     options.shard = shard;
     options.probe = &checker_;
+    options.key_cache_bytes = run_.key_cache_bytes;
     node->server = std::make_unique<ServerNode>(node->env.get(), node->transport.get(),
                                                 std::move(options), Done(node));
     node->server->Start();
@@ -266,6 +267,7 @@ pb::Experiment TinyExperiment(const std::string& text, const std::string& optimi
     std::fprintf(stderr, "not an experiment: %s %s\n", text.c_str(), optimizer.c_str());
     std::abort();
   }
+  if (changes.has_model()) experiment.clear_model();  // layers replace layers
   experiment.MergeFrom(changes);
   if (!optimizer.empty()) *experiment.mutable_optimizer() = rule;
   ResolveExperiment(&experiment);

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "proto/experiment.pb.h"
 #include "ps/net/sim_network.h"
+#include "ps/server/key_cache.h"
 #include "scheduler/report/run_observer.h"
 
 namespace parley {
@@ -32,6 +33,8 @@ struct SimRun {
   // Kill this node (index over servers, then workers; -1: nobody, -2: the scheduler) at this time.
   int kill = -1;
   absl::Duration kill_at;
+  // What servers remember of each worker's lists of keys.
+  size_t key_cache_bytes = KeyCache::kMaxBytes;
   absl::Duration limit = absl::Minutes(30);
   bool verbose = false;
 };
@@ -49,8 +52,9 @@ struct SimOutcome {
 
 SimOutcome RunCluster(const SimRun& run);
 
-// A small experiment, resolved, from text that is merged over a tiny default; `optimizer` replaces
-// its optimizer. Aborts on text that does not parse: it is the test's own.
+// A small experiment, resolved, from text that is merged over a tiny default; a model in it
+// replaces the default's, and `optimizer` its optimizer. Aborts on text that does not parse: it is
+// the test's own.
 pb::Experiment TinyExperiment(const std::string& text, const std::string& optimizer = "");
 
 }  // namespace parley

@@ -6,6 +6,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/base/philox.h"
+#include "ps/server/key_cache.h"
+#include "tools/local/local_run.h"
 
 namespace parley {
 namespace {
@@ -49,23 +51,148 @@ std::string RandomConsistency(Draw& draw, uint32_t workers) {
   }
 }
 
+// Of the rows, in the place of the experiment's.
+const char* const kRowOptimizers[] = {
+    "sgd {} lr: 0.1",   "sgd { momentum: 0.9 } lr: 0.05",      "adagrad {} lr: 0.05",
+    "adam {} lr: 0.01", "ftrl { l1: 0.001 l2: 0.01 } lr: 0.1", "row_adagrad {} lr: 0.05",
+};
+
+const char* const kStatelessCodecs[] = {"none", "fp16", "bf16"};
+const char* const kStatefulCodecs[] = {"int8", "one_bit", "top_k"};
+
+// `stateful`: codecs that keep a residual may be drawn, too.
+std::string RandomCodec(Draw& draw, bool stateful) {
+  return stateful && draw.Chance(0.6) ? kStatefulCodecs[draw.Below(std::size(kStatefulCodecs))]
+                                      : kStatelessCodecs[draw.Below(std::size(kStatelessCodecs))];
+}
+
+std::string RandomCompression(Draw& draw, bool stateful_push, bool stateful_pull) {
+  std::string text = absl::StrCat("compression { push: '", RandomCodec(draw, stateful_push),
+                                  "' pull: '", RandomCodec(draw, stateful_pull), "'");
+  // Few values share a scale here, so that partitions have many scales.
+  absl::StrAppend(&text, " top_k: ", draw.Chance(0.5) ? "0.05" : "0.3",
+                  " block: ", 16 << draw.Below(5));
+  if (draw.Chance(0.2)) absl::StrAppend(&text, " zstd_level: 1");
+  return absl::StrCat(text, " } ");
+}
+
+// Data of keys and a model that begins with an embedding.
+std::string RandomEmbedding(Draw& draw, const std::string& sharding, bool stateful_push) {
+  std::string text = absl::StrCat(
+      "data { synthetic_clicks { train_samples: ", 40 + draw.Below(80),
+      " test_samples: 20 fields: ", 1 + draw.Below(5), " keys_per_field: ", 3 + draw.Below(60),
+      " zipf: ", draw.Chance(0.3) ? "0" : "1.05", " } ", sharding, " } ");
+  absl::StrAppend(&text, "model { layer { embedding { dim: ", 1 + draw.Below(9),
+                  " bound: 0.3 pooling: ", draw.Chance(0.4) ? "SUM" : "CONCAT",
+                  " partitions: ", 1 << draw.Below(4),
+                  " row_type: ", pb::RowType_Name(static_cast<pb::RowType>(draw.Below(3))), " ");
+  if (draw.Chance(0.7)) {
+    absl::StrAppend(&text, "optimizer { ", kRowOptimizers[draw.Below(std::size(kRowOptimizers))],
+                    " } ");
+  }
+  if (draw.Chance(0.3)) {
+    absl::StrAppend(&text, "eviction { min_frequency: ", draw.Below(3),
+                    " max_age: ", draw.Chance(0.5) ? 0 : 2 + draw.Below(5),
+                    " max_rows: ", draw.Chance(0.5) ? 0 : 5 + draw.Below(20), " } ");
+  }
+  if (draw.Chance(0.4)) absl::StrAppend(&text, RandomCompression(draw, stateful_push, false));
+  absl::StrAppend(&text, "} } layer { linear { out: 40 } } layer { relu {} } ",
+                  draw.Chance(0.3) ? "layer { dropout { p: 0.1 } } " : "",
+                  "layer { linear { out: 2 } } layer { log_softmax {} } } ");
+  return text;
+}
+
 pb::Experiment RandomExperiment(Draw& draw) {
   const uint32_t workers = 1 + draw.Below(4);
   std::string text = absl::StrFormat(
-      "seed: %d cluster { servers: %d shards_per_server: %d workers: %d max_request_kib: %d } ",
-      1 + draw.Below(1000), 1 + draw.Below(3), 1 + draw.Below(2), workers, 4 << draw.Below(3));
+      "seed: %d cluster { servers: %d shards_per_server: %d workers: %d max_request_kib: %d "
+      "push_pull: %s } ",
+      1 + draw.Below(1000), 1 + draw.Below(3), 1 + draw.Below(2), workers, 4 << draw.Below(3),
+      draw.Chance(0.6) ? "true" : "false");
   absl::StrAppend(&text, "training { epochs: ", 1 + draw.Below(2),
                   " global_batch: ", 8 + draw.Below(24),
                   " evaluate: ", draw.Chance(0.5) ? "true" : "false", " } ");
-  absl::StrAppend(&text, "data { synthetic { train_samples: ", 40 + draw.Below(80),
-                  " } sharding: ", draw.Chance(0.25) ? "BY_WORKER" : "GLOBAL_BATCH", " } ");
-  absl::StrAppend(&text, "consistency { ", RandomConsistency(draw, workers), " } ");
+  const std::string sharding = draw.Chance(0.25) ? "sharding: BY_WORKER" : "";
+  const std::string consistency = RandomConsistency(draw, workers);
+  absl::StrAppend(&text, "consistency { ", consistency, " } ");
+  // A push that is dropped would lose its residual; a change needs all readers at one version.
+  const bool backup = consistency.find("backup") != consistency.npos;
+  const bool bsp = consistency == "mode: BSP";
+  const bool embedding = draw.Chance(0.4);
+  if (embedding) {
+    absl::StrAppend(&text, RandomEmbedding(draw, sharding, !backup));
+  } else {
+    absl::StrAppend(&text, "data { synthetic { train_samples: ", 40 + draw.Below(80), " } ",
+                    sharding, " } ");
+  }
+  if (draw.Chance(0.4)) absl::StrAppend(&text, RandomCompression(draw, !backup, bsp));
   std::string optimizer = kOptimizers[draw.Below(std::size(kOptimizers))];
-  if (draw.Chance(0.3)) absl::StrAppend(&optimizer, " clip_norm: 0.5");
+  // Rows are not clipped by norm.
+  if (!embedding && draw.Chance(0.3)) absl::StrAppend(&optimizer, " clip_norm: 0.5");
   if (draw.Chance(0.2)) absl::StrAppend(&optimizer, " clip_value: 0.1");
   if (draw.Chance(0.3))
     absl::StrAppend(&optimizer, " schedule { cosine { steps: 20 } warmup_steps: 3 }");
   return TinyExperiment(text, optimizer);
+}
+
+// ", embedding 5 x sum, one_bit pushes": what is there besides a plain dense table.
+std::string DescribeTables(const pb::Experiment& e) {
+  std::string text;
+  auto codecs = [&text](const pb::Compression& compression) {
+    if (compression.push() != "none") absl::StrAppend(&text, ", ", compression.push(), " pushes");
+    if (compression.pull() != "none") absl::StrAppend(&text, ", ", compression.pull(), " pulls");
+    if (compression.zstd_level() > 0) absl::StrAppend(&text, ", zstd");
+  };
+  codecs(e.compression());
+  if (e.cluster().push_pull()) absl::StrAppend(&text, ", push-pull");
+  if (!e.model().layer(0).has_embedding()) return text;
+  const pb::Embedding& rows = e.model().layer(0).embedding();
+  absl::StrAppend(&text, "; ", absl::AsciiStrToLower(pb::RowType_Name(rows.row_type())),
+                  " rows of ", rows.dim(), " in ", rows.partitions(), " partitions");
+  codecs(rows.compression());
+  if (rows.has_eviction()) absl::StrAppend(&text, ", eviction");
+  return text;
+}
+
+// What differs between the outcome of the run and that of another with the same tables.
+void CompareTables(const RunSummary& found, const std::string& weights,
+                   const std::vector<std::string>& digests, const std::string& whose,
+                   std::vector<std::string>* wrong) {
+  if (found.weights_sha256 != weights || weights.empty()) {
+    wrong->push_back(
+        absl::StrFormat("weights %s differ from the %s %s", found.weights_sha256, whose, weights));
+  }
+  for (size_t i = 0; i < std::max(found.tables.size(), digests.size()); ++i) {
+    const std::string here = i < found.tables.size() ? found.tables[i].digest : "none";
+    const std::string there = i < digests.size() ? digests[i] : "none";
+    if (here == there) continue;
+    wrong->push_back(absl::StrFormat("rows %s differ from the %s %s", here, whose, there));
+  }
+}
+
+// Against a run without faults on another number of servers, and against the naive run without any.
+void CompareWithOthers(const SimRun& run, const RunSummary& found,
+                       std::vector<std::string>* wrong) {
+  SimRun clean;
+  clean.seed = run.seed + 1;
+  clean.experiment = run.experiment;
+  clean.experiment.mutable_cluster()->set_servers(run.experiment.cluster().servers() % 3 + 1);
+  clean.key_cache_bytes = KeyCache::kMaxBytes;
+  const RunSummary reference = RunCluster(clean).summary;
+  std::vector<std::string> digests;
+  for (const TableSummary& table : reference.tables) digests.push_back(table.digest);
+  CompareTables(found, reference.weights_sha256, digests, "clean run's", wrong);
+
+  const absl::StatusOr<LocalResult> local = RunLocal(run.experiment);
+  if (!local.ok()) {
+    wrong->push_back(absl::StrCat("the local run ended with: ", local.status().ToString()));
+    return;
+  }
+  digests.clear();
+  if (const pb::ServerCounts::Rows& rows = local->embedding; rows.has_table()) {
+    digests.push_back(absl::StrFormat("%016x%016x", rows.digest_high(), rows.digest_low()));
+  }
+  CompareTables(found, local->weights_sha256, digests, "local run's", wrong);
 }
 
 }  // namespace
@@ -86,6 +213,8 @@ SimRun RandomScenario(uint64_t seed) {
   run.faults_until = absl::Seconds(1 + draw.Below(60));
   const pb::Cluster& cluster = run.experiment.cluster();
   const uint32_t nodes = cluster.servers() * cluster.shards_per_server() + cluster.workers();
+  // Some servers forget lists of keys all the time.
+  if (draw.Chance(0.3)) run.key_cache_bytes = 400 + draw.Below(2000);
   for (uint32_t i = 0; i < nodes; ++i) {
     run.slowness.push_back(draw.Chance(0.15) ? 1 + draw.Unit() * 50 : 1);
   }
@@ -105,7 +234,8 @@ std::string Describe(const SimRun& run) {
   return absl::StrFormat(
       "%s, %d x %d shards, %d workers, %s%s, loss %.0f%%, duplicates %.0f%%, delay to %s, %d cuts",
       text, e.cluster().servers(), e.cluster().shards_per_server(), e.cluster().workers(),
-      rules[e.optimizer().rule_case()], e.optimizer().clip_norm() > 0 ? " clipped by norm" : "",
+      rules[e.optimizer().rule_case()],
+      absl::StrCat(e.optimizer().clip_norm() > 0 ? " clipped by norm" : "", DescribeTables(e)),
       run.faults.loss * 100, run.faults.duplicate * 100, absl::FormatDuration(run.faults.max_delay),
       run.cuts);
 }
@@ -129,17 +259,7 @@ std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   const pb::Consistency& consistency = run.experiment.consistency();
   if (wrong.empty() && consistency.mode() == pb::Consistency::BSP &&
       consistency.backup_workers() == 0) {
-    SimRun clean;
-    clean.seed = seed + 1;
-    clean.experiment = run.experiment;
-    clean.experiment.mutable_cluster()->set_servers(run.experiment.cluster().servers() % 3 + 1);
-    const SimOutcome reference = RunCluster(clean);
-    if (reference.summary.weights_sha256 != outcome.summary.weights_sha256 ||
-        reference.summary.weights_sha256.empty()) {
-      wrong.push_back(absl::StrFormat("weights %s differ from the clean run's %s",
-                                      outcome.summary.weights_sha256,
-                                      reference.summary.weights_sha256));
-    }
+    CompareWithOthers(run, outcome.summary, &wrong);
   }
   return wrong;
 }

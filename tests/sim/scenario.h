@@ -19,8 +19,8 @@ SimRun RandomScenario(uint64_t seed);
 // line each:
 //  - it ends well, in bounded virtual time (liveness once faults heal)
 //  - HistoryChecker: exactly once, bounded staleness
-//  - BSP without backup workers: the same weights, bit for bit, as a run with no faults on another
-//  number of servers
+//  - BSP without backup workers: the same weights and rows, bit for bit, as a run with no faults on
+//  another number of servers, and as the local run, which has no servers
 std::vector<std::string> CheckSeed(uint64_t seed, bool verbose);
 
 }  // namespace parley

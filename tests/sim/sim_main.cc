@@ -4,7 +4,8 @@
 //   parley-sim --seed 42 --verbose         one, with what every node says
 //   parley-sim --seeds 2000 --expect-caught TEXT    for mutants: succeeds once a seed fails with
 //   TEXT, fails if none does parley-sim --experiment FILE [--set a.b=c]    that experiment without
-//   faults; prints "weights_sha256 <hash>", which real processes must arrive at, too
+//   faults; prints "weights_sha256 <hash>" and the digests of sparse tables, which real processes
+//   must arrive at, too
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -77,6 +78,10 @@ int RunExperiment(const Args& args) {
     return 1;
   }
   std::printf("weights_sha256 %s\n", outcome.summary.weights_sha256.c_str());
+  for (const parley::TableSummary& table : outcome.summary.tables) {
+    std::printf("%s_rows %lu\n%s_digest %s\n", table.name.c_str(), table.rows, table.name.c_str(),
+                table.digest.c_str());
+  }
   return outcome.violations.empty() ? 0 : 1;
 }
 

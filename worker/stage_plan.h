@@ -41,7 +41,7 @@ class ReadyStages {
  private:
   void Advance();
 
-  const StagePlan* const plan_;
+  const StagePlan* plan_;
   std::vector<size_t> missing_;  // by stage: partitions
   size_t prefix_ = 0;
   bool any_ = false;  // the prefix has a stage with parameters

@@ -45,7 +45,8 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
       parameters_(pool_->Allocate(dense_->layout().elements() * sizeof(float))),
       evaluator_(env, workload_, sparse_, options_.experiment.training().eval_batch()),
-      ready_(plan_.get()) {}
+      ready_(plan_.get()),
+      next_ready_(plan_.get()) {}
 
 void Trainer::Start() { BeginEpoch(); }
 
@@ -77,13 +78,52 @@ void Trainer::BeginTick() {
   rows_ = sampler_.rows(PositionOf(tick_).index);
   prepared_ = pulled_ = false;
   pushed_ = 0;
-  ready_.Reset();
-  dense_->Pull(
-      tick_, parameters_.mutable_floats(),
-      [this](absl::Span<const uint32_t> partitions) { OnArrived(partitions); },
-      [this](const PullResult& result) { OnPulled(result); });
   rows_asked_ = rows_pulled_ = rows_pushed_ = sparse_ == nullptr || rows_ == 0;
+  if (std::exchange(next_open_, false)) {
+    std::swap(ready_, next_ready_);
+  } else {
+    ready_.Reset();
+    const uint64_t tick = tick_;
+    dense_->Pull(
+        tick, parameters_.mutable_floats(),
+        [this, tick](absl::Span<const uint32_t> partitions) { OnArrived(tick, partitions); },
+        [this, tick](const PullResult& result) { OnPulled(tick, result); });
+  }
   MaybePullRows();
+  // What has come already, with the pushes of the tick before.
+  MaybeCompute();
+  if (next_pulled_.has_value()) OnPulled(tick_, *std::exchange(next_pulled_, std::nullopt));
+}
+
+// Whether the pushes of this tick bring the weights of the next. Not across an epoch's end, where
+// the weights are evaluated. Nor where the whole gradient is clipped by its norm: no partition is
+// updated before all are pushed, so that every answer would wait for the last push and the next
+// tick's weights come no sooner than by a pull.
+bool Trainer::Fuses() const {
+  return options_.experiment.cluster().push_pull() &&
+         options_.experiment.optimizer().clip_norm() == 0 && tick_ + 1 < epoch_end_;
+}
+
+void Trainer::OpenNextPull() {
+  next_open_ = true;
+  next_ready_.Reset();
+  const uint64_t next = tick_ + 1;
+  dense_->BeginPull(
+      next, parameters_.mutable_floats(),
+      [this, next](absl::Span<const uint32_t> partitions) { OnArrived(next, partitions); },
+      [this, next](const PullResult& result) { OnPulled(next, result); });
+}
+
+// The stages that use these partitions have gone backward, so nobody reads them in parameters_ any
+// more in this tick: the next one's may be written over them while backward goes on elsewhere.
+void Trainer::PushDense(double weight, absl::Span<const uint32_t> partitions) {
+  if (Fuses()) {
+    if (pushed_ == 0) OpenNextPull();
+    dense_->PushPull(tick_, weight, partitions, gradients_);
+  } else {
+    dense_->Push(tick_, weight, partitions, gradients_);
+  }
+  pushed_ += static_cast<uint32_t>(partitions.size());
 }
 
 // The rows of this tick's keys, once it is known which they are.
@@ -116,21 +156,27 @@ void Trainer::ReadAhead() {
                 });
 }
 
-void Trainer::OnArrived(absl::Span<const uint32_t> partitions) {
-  for (uint32_t partition : partitions) ready_.OnPartition(partition);
+void Trainer::OnArrived(uint64_t tick, absl::Span<const uint32_t> partitions) {
+  ReadyStages& ready = tick == tick_ ? ready_ : next_ready_;
+  for (uint32_t partition : partitions) ready.OnPartition(partition);
+  if (tick != tick_) return;
   // A run that is under way goes on with what has just arrived; but if the step has not been
   // prepared, that run is still the last step's.
   if (prepared_) job_->SetReady(ready_.count());
   MaybeCompute();
 }
 
-void Trainer::OnPulled(const PullResult& result) {
+void Trainer::OnPulled(uint64_t tick, const PullResult& result) {
+  if (tick != tick_) {
+    next_pulled_ = result;  // this tick still has rows to push
+    return;
+  }
   pulled_ = true;
   NoteStaleness(result);
   if (rows_ > 0) return;
   std::vector<uint32_t> all(dense_->layout().partitions());
   for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
-  dense_->Push(tick_, 0, all, Buffer());
+  PushDense(0, all);
   if (sparse_ != nullptr) sparse_->Push(tick_, 0, {}, nullptr, nullptr);
   EndTick();
 }
@@ -185,8 +231,7 @@ void Trainer::OnBackward(size_t stage) {
     return;
   }
   const std::vector<uint32_t>& partitions = plan_->completes[stage];
-  dense_->Push(tick_, static_cast<double>(rows_), partitions, gradients_);
-  pushed_ += static_cast<uint32_t>(partitions.size());
+  PushDense(static_cast<double>(rows_), partitions);
   MaybeEndTick();
 }
 

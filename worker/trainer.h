@@ -6,7 +6,9 @@
 //     report
 //   all pushes acknowledged -> leave -> [rank 0: pull the final weights, hash them] -> finished
 //
-// The pull of a tick goes out as soon as all pushes of the tick before are sent, not acknowledged.
+// With push_pull the pushes of a tick bring the weights of the next, partition by partition, while
+// backward goes on; otherwise, and for the first tick of an epoch, the pull of a tick goes out as
+// soon as all pushes of the tick before are queued, not acknowledged.
 // Per tick and while the weights are there, one hand-over to another thread and back.
 //
 // With an embedding a tick also pulls the rows of its batch's keys before it computes, and pushes
@@ -81,8 +83,11 @@ class Trainer {
   void BeginTick();
   void MaybePullRows();
   void ReadAhead();
-  void OnArrived(absl::Span<const uint32_t> partitions);
-  void OnPulled(const PullResult& result);
+  bool Fuses() const;
+  void OpenNextPull();
+  void PushDense(double weight, absl::Span<const uint32_t> partitions);
+  void OnArrived(uint64_t tick, absl::Span<const uint32_t> partitions);
+  void OnPulled(uint64_t tick, const PullResult& result);
   void MaybeCompute();
   void PrepareStep();
   void StartRun();
@@ -137,6 +142,10 @@ class Trainer {
   bool pulled_ = false;    // all weights are there
   uint32_t pushed_ = 0;    // partitions
   ReadyStages ready_;
+  // Of the next tick's pull, while it comes with this one's pushes.
+  bool next_open_ = false;
+  ReadyStages next_ready_;
+  std::optional<PullResult> next_pulled_;
   Buffer gradients_;      // fresh for each tick: pushes refer to it until acknowledged
   bool running_ = false;  // a run of the job is off the loop
   // With an embedding; without, as if all were there.

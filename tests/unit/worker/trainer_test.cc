@@ -61,13 +61,18 @@ class BspServer {
     } else if (header.kind() == pb::PUSH) {
       Take(request);
       server.rpc().Reply(from, header, Frame());
+    } else if (header.kind() == pb::PUSH_PULL) {
+      ++fused_;
+      Take(request);
+      parked_.push_back({&server, from, header, header.pull_tick()});
     } else {
-      parked_.push_back({&server, from, header});
+      parked_.push_back({&server, from, header, header.tick()});
     }
     Advance();
   }
 
   uint64_t empty_pushes() const { return empty_pushes_; }
+  uint64_t fused() const { return fused_; }
 
  private:
   static constexpr uint64_t kNever = ~uint64_t{0};
@@ -80,6 +85,7 @@ class BspServer {
     FakeServer* server;
     NodeId from;
     pb::FrameHeader request;
+    uint64_t tick;  // that is to be read
   };
 
   Part& PartOf(uint32_t index) {
@@ -139,7 +145,7 @@ class BspServer {
       const bool all_left =
           std::all_of(leave_after_.begin(), leave_after_.end(),
                       [&](uint64_t after) { return after != kNever && version >= after; });
-      if (parked.request.tick() > version && !all_left) return false;
+      if (parked.tick > version && !all_left) return false;
       pb::Part* out = answer.header.add_part();
       out->set_partition(asked.partition());
       out->set_count(part.weights->size());
@@ -158,7 +164,7 @@ class BspServer {
   std::vector<uint64_t> leave_after_;
   std::map<uint32_t, Part> parts_;
   std::vector<Parked> parked_;
-  uint64_t empty_pushes_ = 0;
+  uint64_t empty_pushes_ = 0, fused_ = 0;
 };
 
 struct WorkerUnderTest {
@@ -274,6 +280,22 @@ TEST_F(TrainerTest, ThreeWorkersGiveTheReferencesBits) {
   EXPECT_EQ(workers_[0]->finished->pushes_acked(),
             8u * workers_[0]->client->dense(kModelTable)->layout().partitions());
   EXPECT_TRUE(workers_[1]->finished->weights_sha256().empty());
+}
+
+TEST_F(TrainerTest, WithAndWithoutPushPullTheBitsAreTheSame) {
+  const pb::Experiment experiment = Experiment("cluster { push_pull: false }");
+  Run(experiment);
+  ExpectReference(experiment);
+  EXPECT_EQ(logic_[0]->fused(), 0u);
+}
+
+TEST_F(TrainerTest, PushesBringTheNextWeightsExceptAtAnEpochsEnd) {
+  const pb::Experiment experiment = Experiment("cluster { max_request_kib: 4 }");
+  Run(experiment);
+  ExpectReference(experiment);
+  // One partition a message: three of four steps an epoch, two epochs, three workers.
+  const uint64_t partitions = workers_[0]->client->dense(kModelTable)->layout().partitions();
+  EXPECT_EQ(logic_[0]->fused() + logic_[1]->fused(), partitions * 3 * 2 * 3);
 }
 
 TEST_F(TrainerTest, AWorkerWithoutRowsPushesEmptySteps) {

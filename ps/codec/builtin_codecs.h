@@ -26,9 +26,9 @@ std::unique_ptr<PayloadCodec> MakeInt8Codec(uint32_t block);
 std::unique_ptr<PayloadCodec> MakeOneBitCodec(uint32_t block);
 
 // The elements of the largest magnitude, of equal ones those of the lowest index, in pieces of
-// 65536; a piece of n keeps ceil(n * share). Values as binary16 times a power of two of the piece.
-// Error feedback (Aji and Heafield, "Sparse communication for distributed gradient descent", EMNLP
-// 2017).
+// 65536; a piece of n keeps n * share, rounded up, and at least one. Values as binary16 times a
+// power of two of the piece. Error feedback (Aji and Heafield, "Sparse communication for
+// distributed gradient descent", EMNLP 2017).
 std::unique_ptr<PayloadCodec> MakeTopKCodec(double share);
 
 // What `inner` makes, or float32 if it is null, compressed by zstd.

@@ -15,12 +15,17 @@ namespace {
 
 constexpr uint64_t kPiece = 65536;
 constexpr uint64_t kHead = sizeof(int16_t);
-// Every so many elements one is looked at for the guess; smaller pieces are not worth it.
-constexpr uint64_t kSampleStride = 16;
+// For the guess a run of so many (a cache line) is looked at in every so many; smaller pieces are
+// not worth it.
+constexpr uint64_t kRun = 16, kStride = 256;
 constexpr uint64_t kSmallPiece = 4096;
 // The largest kept value becomes 2^14 up to 2^15, so that binary16 holds it and all that is larger
 // than 2^-28 of it at full precision. Float32 has 2^e and 2^-e in this range.
 constexpr int kTopExponent = 14, kMinExponent = -126, kMaxExponent = 113;
+// With the largest exponent, 2^15 would come out as infinity: the number below it is sent.
+constexpr float kLargestAtMax = 32752;
+// 0.4 as a float is a little more than 0.4, and two fifths of 5 are not to be 3.
+constexpr double kRounding = 1 - 0x1p-20;
 
 // The `rank`-th largest (from 1) of the digits counted; `above`: how many are larger than it.
 uint32_t FindDigit(const uint32_t* counts, uint32_t digits, uint64_t rank, uint64_t* above) {
@@ -44,15 +49,16 @@ float At(const float* values, uint64_t i) {
 // to be a candidate.
 uint32_t GuessThreshold(const float* values, const float* residual, uint64_t n, uint64_t kept) {
   if (n < kSmallPiece) return 0;
-  const uint64_t samples = n / kSampleStride;
-  const double expected = static_cast<double>(kept) / kSampleStride;
+  const uint64_t samples = n / kStride * kRun;
+  const double expected = static_cast<double>(kept * kRun) / kStride;
   // Four standard deviations to the safe side, and then down to the digit's lower edge.
   const auto rank = static_cast<uint64_t>(expected + 4 * std::sqrt(expected) + 4);
   if (rank >= samples / 2) return 0;
   uint32_t counts[kDigits] = {};
-  for (uint64_t i = 0; i < samples; ++i) {
-    const uint64_t k = i * kSampleStride;
-    ++counts[HighDigit(MagnitudeBits(At(values, k) + At(residual, k)))];
+  for (uint64_t run = 0; run + kStride <= n; run += kStride) {
+    for (uint64_t i = run; i < run + kRun; ++i) {
+      ++counts[HighDigit(MagnitudeBits(At(values, i) + At(residual, i)))];
+    }
   }
   uint64_t above;
   return FindDigit(counts, kDigits, rank, &above) << 20;
@@ -63,30 +69,30 @@ struct Threshold {
   uint64_t ties;       // how many of exactly this magnitude are kept
 };
 
-// Among x[indices[0..count)]; 1 <= kept <= count.
+// Among x[indices[0..count)]; 1 <= kept <= count. No branch depends on the values: a processor that
+// guesses half of them wrong takes several times as long.
 Threshold FindThreshold(const float* x, const uint16_t* indices, uint64_t count, uint64_t kept) {
   uint32_t counts[kDigits] = {};
-  uint64_t above, rank = kept;
   for (uint64_t i = 0; i < count; ++i) ++counts[HighDigit(MagnitudeBits(At(x, indices[i])))];
+  uint64_t above, rank = kept;
   const uint32_t high = FindDigit(counts, kDigits, rank, &above);
   rank -= above;
 
-  std::fill_n(counts, kLowDigits, 0);
+  uint32_t same[kPiece];  // the magnitudes with that digit
+  uint64_t found = 0;
   for (uint64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = MagnitudeBits(At(x, indices[i]));
-    if (HighDigit(magnitude) == high) ++counts[MiddleDigit(magnitude)];
+    same[found] = MagnitudeBits(At(x, indices[i]));
+    found += HighDigit(same[found]) == high;
   }
+  std::fill_n(counts, kLowDigits, 0);
+  for (uint64_t i = 0; i < found; ++i) ++counts[MiddleDigit(same[i])];
   const uint32_t middle = FindDigit(counts, kLowDigits, rank, &above);
   rank -= above;
 
-  const uint32_t prefix = high << 10 | middle;
   std::fill_n(counts, kLowDigits, 0);
-  for (uint64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = MagnitudeBits(At(x, indices[i]));
-    if (magnitude >> 10 == prefix) ++counts[LowDigit(magnitude)];
-  }
+  for (uint64_t i = 0; i < found; ++i) counts[LowDigit(same[i])] += MiddleDigit(same[i]) == middle;
   const uint32_t low = FindDigit(counts, kLowDigits, rank, &above);
-  return {prefix << 10 | low, rank - above};
+  return {high << 20 | middle << 10 | low, rank - above};
 }
 
 float PowerOfTwo(int exponent) {
@@ -134,7 +140,7 @@ class TopKCodec : public PayloadCodec {
   static constexpr uint64_t kBatch = 256;
 
   uint64_t Kept(uint64_t n) const {
-    const double kept = std::ceil(static_cast<double>(n) * share_);
+    const double kept = std::ceil(static_cast<double>(n) * share_ * kRounding);
     return std::clamp<uint64_t>(static_cast<uint64_t>(kept), 1, n);
   }
   uint64_t PieceBytes(uint64_t n) const {
@@ -154,14 +160,11 @@ class TopKCodec : public PayloadCodec {
     uint64_t written = 0;
     for (uint64_t i = 0; i < count; ++i) {
       const uint32_t magnitude = MagnitudeBits(At(residual, indices[i]));
+      const bool tie = (magnitude == threshold.magnitude) & (threshold.ties > 0);
       // Whoever is not kept is overwritten by the next.
       indices[written] = indices[i];
-      if (magnitude > threshold.magnitude) {
-        ++written;
-      } else if (magnitude == threshold.magnitude && threshold.ties > 0) {
-        --threshold.ties;
-        ++written;
-      }
+      written += (magnitude > threshold.magnitude) | tie;
+      threshold.ties -= tie;
     }
     if (threshold.magnitude < kInfinityBits) return;
     // More is not finite than can be sent: that is told, the rest need not haunt later pushes.
@@ -198,7 +201,11 @@ class TopKCodec : public PayloadCodec {
     for (uint64_t begin = 0; begin < kept; begin += kBatch) {
       const uint64_t size = std::min(kBatch, kept - begin);
       float batch[kBatch];
-      for (uint64_t i = 0; i < size; ++i) batch[i] = At(residual, indices[begin + i]) * down;
+      for (uint64_t i = 0; i < size; ++i) {
+        const float x = At(residual, indices[begin + i]) * down;
+        const bool clamp = exponent == kMaxExponent && std::isfinite(x);
+        batch[i] = clamp ? std::clamp(x, -kLargestAtMax, kLargestAtMax) : x;
+      }
       kernels.fp16_encode(batch, size, halves + 2 * begin);
       kernels.fp16_decode(halves + 2 * begin, size, batch);
       for (uint64_t i = 0; i < size; ++i) {

@@ -1,0 +1,90 @@
+// BlockMemory: blocks of many sizes that come and go, without leaving the memory full of holes.
+//
+// The buckets of a growing table all pass through the same sizes at about the same time, so free
+// lists by size would hold as much as is in use. Blocks here may be moved instead: those of one
+// size lie in pages of their own, packed towards the first page, and when more than a few are free
+// the last ones are moved into the gaps and the page they leave serves another size. Pages are cut
+// from chunks that ask for huge pages where they are large enough; chunks are kept until the end.
+//
+// Throws std::bad_alloc when the system has no memory. Not thread-safe.
+#ifndef PARLEY_PS_TABLE_BLOCK_MEMORY_H_
+#define PARLEY_PS_TABLE_BLOCK_MEMORY_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
+
+namespace parley {
+
+// Zeroed memory straight from the system, aligned for huge pages where it is as large as one.
+class MappedMemory {
+ public:
+  static constexpr size_t kHugePage = size_t{2} << 20;
+
+  MappedMemory() = default;
+  explicit MappedMemory(size_t size);
+  MappedMemory(MappedMemory&& other) noexcept { *this = std::move(other); }
+  MappedMemory& operator=(MappedMemory&& other) noexcept;
+  ~MappedMemory();
+
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;  // of the mapping, or of the small allocation
+};
+
+class BlockMemory {
+ public:
+  static constexpr size_t kUnit = 64;  // blocks are multiples of it, and aligned to it
+
+  // Copies a live block and sees to it that everybody looks for it at `to`.
+  using Move = absl::FunctionRef<void(uint8_t* from, uint8_t* to)>;
+
+  // Uninitialised. REQUIRES: bytes is a positive multiple of kUnit.
+  uint8_t* Allocate(size_t bytes);
+  // Any live block of this size may be moved.
+  void Free(uint8_t* block, size_t bytes, Move move);
+
+  // Taken from the system; what a chunk has not handed out yet is not counted, since it is not
+  // touched (but for the rest of a huge page).
+  uint64_t bytes() const { return carved_; }
+
+ private:
+  struct Page {
+    uint8_t* data;
+    size_t size;
+  };
+  // The blocks of one size: all of pages but the last are full, but for the gaps.
+  struct Pool {
+    std::vector<Page> pages;
+    size_t in_last = 0;          // blocks handed out of the last page, gaps included
+    std::vector<uint8_t*> gaps;  // at most kMaxGaps
+  };
+  static constexpr size_t kMaxGaps = 16;
+  static constexpr size_t kMinPage = 4096;
+  static constexpr size_t kMaxPage = size_t{256} << 10;
+  static constexpr size_t kMinChunk = size_t{16} << 10;
+  static constexpr size_t kMaxChunk = size_t{32} << 20;
+
+  Page TakePage(size_t block_bytes);
+  void NewChunk(size_t at_least);
+  // Takes the last block out of its page, into a gap if it is not one itself.
+  void DropLast(Pool& pool, size_t bytes, Move move);
+
+  absl::flat_hash_map<size_t, std::unique_ptr<Pool>> pools_;  // by block size
+  std::map<size_t, std::vector<uint8_t*>> free_pages_;        // by page size
+  std::vector<MappedMemory> chunks_;
+  size_t in_chunk_ = 0;  // bytes carved from the last chunk
+  uint64_t carved_ = 0;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_PS_TABLE_BLOCK_MEMORY_H_

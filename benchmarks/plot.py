@@ -13,6 +13,8 @@ import os
 import sys
 from xml.sax.saxutils import escape
 
+import plot_bench
+
 REPOSITORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # As in the run's curves: blue and orange differ in lightness too, so they stay apart in grey and for all eyes.
 OURS, RIVAL, OTHER, INK, FAINT = "#1f6fb4", "#e1701a", "#9aa3ad", "#222222", "#667078"
@@ -167,7 +169,19 @@ def show_optimizer(result):
                 [Panel(f"tables of {size}", bars, 1.0, "w += g") for size, bars in panels.items()])
 
 
-SHOW = {"vs_torch": show_vs_torch, "accuracy": show_accuracy, "model": show_model, "optimizer": show_optimizer}
+def show_bench(result):
+    head, rows, notes = plot_bench.bench_table(result)
+    print_table("", head, rows, notes)
+    return plot_bench.bench_pictures(result)
+
+
+def show_gigabit(result):
+    print_table("", *plot_bench.gigabit_table(result))
+    return plot_bench.draw_gigabit(result)
+
+
+SHOW = {"bench": show_bench, "gigabit": show_gigabit, "vs_torch": show_vs_torch, "accuracy": show_accuracy,
+        "model": show_model, "optimizer": show_optimizer}
 
 
 def show_file(path, images):
@@ -181,11 +195,14 @@ def show_file(path, images):
         print(f"plot.py: {path}: not a result of these benchmarks ({type(error).__name__}: {error}); "
               f"allowed: the JSON of {', '.join(sorted(SHOW))}", file=sys.stderr)
         return False
-    if picture is not None:
+    # Mostly one picture of the result's name; a result with several names each.
+    for title, drawn in (picture if isinstance(picture, dict) else {name: picture}).items():
+        if drawn is None:
+            continue
         os.makedirs(images, exist_ok=True)
-        target = os.path.join(images, name + ".svg")
+        target = os.path.join(images, title + ".svg")
         with open(target, "w", encoding="utf-8") as file:
-            file.write(picture)
+            file.write(drawn)
         print(f"  -> {os.path.relpath(target)}")
     return True
 

@@ -1,5 +1,6 @@
 #include "ps/base/loop_env.h"
 
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <time.h>
@@ -24,6 +25,16 @@ constexpr int64_t kNsPerMs = 1'000'000;
 constexpr int64_t kNsPerSecond = 1'000'000'000;
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
+// Rounds with work after which descriptors are looked at without going to sleep.
+constexpr int kBusyRounds = 16;
+
+// Of spinning: looks into memory for one at descriptors; what a find and a failure are worth; idle
+// periods between trials while it has found nothing.
+constexpr int kLooksPerSpinRound = 32;
+constexpr int kCreditOfFind = 4;
+constexpr int kMaxSpinCredit = 16;
+constexpr int kIdlePeriodsBeforeTrial = 16;
+
 int64_t MonotonicNs() {
   timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -37,7 +48,10 @@ int OrThrow(int fd, const char* what) {
 
 }  // namespace
 
-LoopEnv::LoopEnv(LoopEnvOptions options) : options_(options), start_ns_(MonotonicNs()) {
+LoopEnv::LoopEnv(LoopEnvOptions options)
+    : options_(options),
+      spin_ns_(absl::ToInt64Nanoseconds(options.spin)),
+      start_ns_(MonotonicNs()) {
   std::random_device entropy;
   random_state_ = uint64_t{entropy()} << 32 | entropy();
   epoll_fd_ = OrThrow(epoll_create1(EPOLL_CLOEXEC), "event loop: epoll_create1");
@@ -56,23 +70,50 @@ LoopEnv::~LoopEnv() {
 }
 
 void LoopEnv::Run() {
-  const int64_t spin_ns = absl::ToInt64Nanoseconds(options_.spin);
-  int64_t last_work_ns = spin_ns > 0 ? NowNs() : 0;
   while (!stopped()) {
     bool worked = RunPosted();
     worked |= RunTimers();
+    worked |= RunPollers();
     worked |= DrainSources();
     // Only a round in which nothing at all happened shows that there is nothing to do: any task may
     // have used a ZeroMQ socket and swallowed its wake-up.
-    if (worked) {
-      if (spin_ns > 0) last_work_ns = NowNs();
-    } else if (spin_ns <= 0 || NowNs() - last_work_ns >= spin_ns) {
-      Sleep();
-    } else {
-      __builtin_ia32_pause();
+    if (!worked) {
+      if (!SpinForWork()) Sleep();
+    } else if (++busy_rounds_ >= kBusyRounds) {
+      WaitForEvents(0);  // descriptors have their turn, too
     }
   }
   if (pool_) pool_->Close();
+}
+
+bool LoopEnv::SpinForWork() {
+  if (spin_ns_ <= 0) return false;
+  if (spin_credit_ <= 0 && ++idle_periods_ < kIdlePeriodsBeforeTrial) return false;
+  idle_periods_ = 0;
+  const int64_t until_ns = NowNs() + spin_ns_;
+  for (int i = 1; !stopped(); ++i) {
+    bool found = has_posted_.load(std::memory_order_acquire);
+    for (Poller* poller : pollers_) found |= poller != nullptr && poller->Poll();
+    if (i % kLooksPerSpinRound == 0) {
+      // Descriptors cost a system call to look at, and whoever shares the core may have its turn.
+      found |= RunTimers();
+      WaitForEvents(0);
+      found |= DrainSources();
+      if (!found) sched_yield();
+    }
+    if (found || NowNs() >= until_ns) {
+      LearnFromIdleness(found);
+      return found;
+    }
+    __builtin_ia32_pause();
+  }
+  return true;
+}
+
+void LoopEnv::LearnFromIdleness(bool found_soon) {
+  // A find is worth several failures: it saves a wake-up, of about the time of one spin.
+  spin_credit_ = found_soon ? std::min(spin_credit_ + kCreditOfFind, kMaxSpinCredit)
+                            : std::max(spin_credit_ - 1, 0);
 }
 
 void LoopEnv::Stop() {
@@ -95,6 +136,7 @@ bool LoopEnv::RunPosted() {
     asleep_ = false;
     if (posted_.empty()) return false;
     batch_.swap(posted_);
+    has_posted_.store(false, std::memory_order_relaxed);
   }
   for (Task& slot : batch_) {
     if (stopped()) break;
@@ -125,12 +167,24 @@ bool LoopEnv::RunTimers() {
   return worked;
 }
 
+bool LoopEnv::RunPollers() {
+  bool worked = false;
+  for (size_t i = 0; i < pollers_.size() && !stopped(); ++i) {  // by index: they may be added to
+    if (pollers_[i] != nullptr) worked |= pollers_[i]->Poll();
+  }
+  std::erase(pollers_, nullptr);
+  return worked;
+}
+
 bool LoopEnv::DrainSources() {
   bool worked = false;
   // By index: a drain may add sources.
   for (size_t i = 0; i < sources_.size() && !stopped(); ++i) {
     Source* source = sources_[i].get();
-    if (source->fd >= 0) worked |= source->drain();
+    if (source->fd < 0 || !source->drain) continue;
+    if (source->news == News::kUntilTaken && !source->ready) continue;
+    source->ready = source->drain();  // what is not taken is told of again, but sooner so
+    worked |= source->ready;
   }
   if (sources_removed_) {
     sources_removed_ = false;
@@ -150,11 +204,26 @@ void LoopEnv::Sleep() {
     if (!posted_.empty()) return;
     asleep_ = true;
   }
+  if (!PreparePollers()) return;
   WaitForEvents(timeout_ns);
+  for (Poller* poller : pollers_) {
+    if (poller != nullptr) poller->Awake();
+  }
+}
+
+bool LoopEnv::PreparePollers() {
+  for (size_t i = 0; i < pollers_.size(); ++i) {
+    if (pollers_[i] == nullptr || pollers_[i]->PrepareToSleep()) continue;
+    for (size_t before = 0; before < i; ++before) {
+      if (pollers_[before] != nullptr) pollers_[before]->Awake();
+    }
+    return false;
+  }
+  return true;
 }
 
 void LoopEnv::WaitForEvents(std::optional<int64_t> timeout_ns) {
-  // Every drain is called in any case, so only the wake-up itself has to be found among the events.
+  busy_rounds_ = 0;
   std::array<epoll_event, 16> events;
   int count = -1;
   if (precise_wait_) {
@@ -172,23 +241,40 @@ void LoopEnv::WaitForEvents(std::optional<int64_t> timeout_ns) {
         timeout_ns ? std::min<int64_t>((*timeout_ns + kNsPerMs - 1) / kNsPerMs, 60'000) : -1;
     count = epoll_wait(epoll_fd_, events.data(), events.size(), static_cast<int>(timeout_ms));
   }
-  for (int i = 0; i < count; ++i) {
-    if (events[i].data.fd != wake_fd_) continue;
+  for (int i = 0; i < count; ++i) OnEvent(events[i].data.fd);
+}
+
+void LoopEnv::OnEvent(int fd) {
+  if (fd == wake_fd_) {
     uint64_t wakes;
     [[maybe_unused]] const ssize_t got = read(wake_fd_, &wakes, sizeof(wakes));
+    return;
+  }
+  for (auto& source : sources_) {
+    if (source->fd == fd) source->ready = true;
   }
 }
 
-absl::Status LoopEnv::AddSource(int fd, Drain drain) {
+absl::Status LoopEnv::AddSource(int fd, Drain drain, News news) {
   epoll_event event{};
-  event.events = EPOLLIN;
+  // A wake-up has no drain: it is told of by its edge.
+  event.events = drain ? EPOLLIN : EPOLLIN | EPOLLET;
   event.data.fd = fd;
   if (epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event) != 0) {
     return absl::ErrnoToStatus(errno,
                                absl::StrFormat("event loop: cannot watch descriptor %d", fd));
   }
-  sources_.push_back(std::make_unique<Source>(Source{fd, std::move(drain)}));
+  sources_.push_back(std::make_unique<Source>(Source{fd, std::move(drain), news}));
   return absl::OkStatus();
+}
+
+absl::Status LoopEnv::AddWakeUp(int fd) { return AddSource(fd, nullptr, News::kUntilTaken); }
+
+void LoopEnv::AddPoller(Poller* poller) { pollers_.push_back(poller); }
+
+void LoopEnv::RemovePoller(Poller* poller) {
+  // Erased after the round: this may be its own Poll calling.
+  std::replace(pollers_.begin(), pollers_.end(), poller, static_cast<Poller*>(nullptr));
 }
 
 void LoopEnv::RemoveSource(int fd) {
@@ -234,6 +320,7 @@ void LoopEnv::Post(Task task) {
   {
     std::lock_guard lock(mu_);
     posted_.push_back(std::move(task));
+    has_posted_.store(true, std::memory_order_release);
     wake = std::exchange(asleep_, false);  // one wake-up a sleep, whoever comes first
   }
   if (wake) Wake();

@@ -23,10 +23,12 @@ namespace parley {
 namespace {
 
 constexpr std::string_view kAllowed =
-    "allowed are \"tcp://host:port\" (IPv6 in brackets; port 0 or * for any free one) and "
-    "\"ipc:///path\"";
+    "allowed are \"tcp://host:port\" (IPv6 in brackets; port 0 or * for any free one), "
+    "\"ipc:///path\" and \"shm://\" (shared memory on this machine)";
 
-constexpr std::string_view kScheme = "tcp://";  // as long as "ipc://"
+constexpr std::string_view kScheme = "tcp://";  // as long as the others
+
+constexpr size_t kMaxShmWord = 64;  // both, and what is put in front, fit into a socket's name
 
 bool Contains(std::string_view text, char c) { return text.find(c) != std::string_view::npos; }
 
@@ -129,6 +131,28 @@ absl::StatusOr<Endpoint> ParseIpc(std::string_view text, std::string_view path) 
   return Endpoint{Endpoint::Scheme::kIpc, "", 0, std::string(path)};
 }
 
+absl::StatusOr<Endpoint> ParseShm(std::string_view text, std::string_view rest) {
+  Endpoint endpoint{Endpoint::Scheme::kShm, "", 0, ""};
+  if (rest.empty()) return endpoint;
+  const size_t slash = rest.find('/');
+  if (slash == std::string_view::npos) return Malformed(text, "there is no name after the machine");
+  endpoint.host = std::string(rest.substr(0, slash));
+  endpoint.path = std::string(rest.substr(slash + 1));
+  for (const std::string* word : {&endpoint.host, &endpoint.path}) {
+    if (word->empty() || word->size() > kMaxShmWord) {
+      return Malformed(text, absl::StrFormat("machine and name have 1..%d characters each, "
+                                             "\"%s\" has %d",
+                                             kMaxShmWord, word->substr(0, 80), word->size()));
+    }
+    for (const char c : *word) {
+      if (!absl::ascii_isalnum(c) && !Contains(".-_", c)) {
+        return Malformed(text, "machine and name are made of letters, digits, '.', '-' and '_'");
+      }
+    }
+  }
+  return endpoint;
+}
+
 absl::Status NoLocalAddress(const std::string& what, const std::vector<LocalAddress>& local) {
   return absl::NotFoundError(
       absl::StrFormat("%s; interfaces here: %s", what, DescribeAddresses(local)));
@@ -186,11 +210,31 @@ absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text) {
   rest.remove_prefix(std::min(rest.size(), kScheme.size()));
   if (text.starts_with("tcp://")) return ParseTcp(text, rest);
   if (text.starts_with("ipc://")) return ParseIpc(text, rest);
+  if (text.starts_with("shm://")) return ParseShm(text, rest);
   return Malformed(text, "unknown scheme");
+}
+
+absl::StatusOr<std::vector<Endpoint>> ParseEndpointList(std::string_view text) {
+  std::vector<Endpoint> endpoints;
+  for (size_t at = 0; at <= text.size();) {
+    const size_t comma = std::min(text.find(',', at), text.size());
+    absl::StatusOr<Endpoint> endpoint = ParseEndpoint(text.substr(at, comma - at));
+    if (!endpoint.ok()) return endpoint.status();
+    if (endpoints.size() == kMaxEndpoints) {
+      return Malformed(text, absl::StrFormat("there are more than %d endpoints", kMaxEndpoints));
+    }
+    endpoints.push_back(*std::move(endpoint));
+    at = comma + 1;
+  }
+  return endpoints;
 }
 
 std::string FormatEndpoint(const Endpoint& endpoint) {
   if (endpoint.scheme == Endpoint::Scheme::kIpc) return "ipc://" + endpoint.path;
+  if (endpoint.scheme == Endpoint::Scheme::kShm) {
+    if (endpoint.host.empty() && endpoint.path.empty()) return "shm://";
+    return absl::StrCat("shm://", endpoint.host, "/", endpoint.path);
+  }
   const bool ipv6 = Contains(endpoint.host, ':');
   return absl::StrFormat(ipv6 ? "tcp://[%s]:%d" : "tcp://%s:%d", endpoint.host, endpoint.port);
 }
@@ -198,6 +242,10 @@ std::string FormatEndpoint(const Endpoint& endpoint) {
 absl::StatusOr<Endpoint> ParseRemoteEndpoint(std::string_view text) {
   absl::StatusOr<Endpoint> endpoint = ParseEndpoint(text);
   if (!endpoint.ok() || endpoint->scheme == Endpoint::Scheme::kIpc) return endpoint;
+  if (endpoint->scheme == Endpoint::Scheme::kShm) {
+    if (!endpoint->path.empty()) return endpoint;
+    return Malformed(text, "one can listen there but not connect: it names no one");
+  }
   if (endpoint->host.empty() || IsWildcard(endpoint->host) || Contains(endpoint->host, '/')) {
     return Malformed(text, "one can listen there but not connect: it names no one host");
   }

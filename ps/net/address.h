@@ -14,14 +14,16 @@
 
 namespace parley {
 
-// "tcp://host:port" or "ipc:///path".
+// "tcp://host:port", "ipc:///path" or "shm://machine/name".
 struct Endpoint {
-  enum class Scheme { kTcp, kIpc };
+  enum class Scheme { kTcp, kIpc, kShm };
 
   Scheme scheme = Scheme::kTcp;
-  std::string host;   // tcp: IPv6 addresses without their brackets; empty = loopback, to bind
+  // tcp: IPv6 addresses without their brackets; empty = loopback, to bind. shm: which machine and
+  // network namespace (shm/socket.h); empty = this one, to bind.
+  std::string host;
   uint16_t port = 0;  // tcp: 0 = any free one, to bind
-  std::string path;   // ipc: absolute
+  std::string path;   // ipc: absolute. shm: the name there; empty = any, to bind
 
   bool operator==(const Endpoint&) const = default;
 };
@@ -29,9 +31,14 @@ struct Endpoint {
 // The longest path of a unix socket, without the final zero byte.
 inline constexpr size_t kMaxIpcPathBytes = 107;
 
-// "tcp://[fd00::2]:5555", "tcp://eth0:*" (any port), "tcp://10.0.0.0/8:0", "ipc:///run/node.sock".
-// kInvalidArgument quotes the text and says what is allowed.
+// "tcp://[fd00::2]:5555", "tcp://eth0:*" (any port), "tcp://10.0.0.0/8:0", "ipc:///run/node.sock",
+// "shm://". kInvalidArgument quotes the text and says what is allowed.
 absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text);
+
+// Several ways to one place: endpoints with commas between them, one at least and kMaxEndpoints at
+// most.
+inline constexpr size_t kMaxEndpoints = 8;
+absl::StatusOr<std::vector<Endpoint>> ParseEndpointList(std::string_view text);
 
 // The inverse of ParseEndpoint; port 0 stays 0.
 std::string FormatEndpoint(const Endpoint& endpoint);

@@ -1,4 +1,5 @@
-// What every Transport promises, asked of the simulated one and of ZeroMQ over tcp and ipc.
+// What every Transport promises, asked of the simulated one, of ZeroMQ over tcp and
+// ipc, and of shared memory.
 #include <atomic>
 #include <memory>
 #include <string>
@@ -23,7 +24,7 @@ class TransportConformance : public ::testing::TestWithParam<std::string> {
   std::unique_ptr<TransportRig> rig_ = MakeTransportRig(GetParam());
 };
 
-INSTANTIATE_TEST_SUITE_P(, TransportConformance, ::testing::Values("sim", "tcp", "ipc"),
+INSTANTIATE_TEST_SUITE_P(, TransportConformance, ::testing::Values("sim", "tcp", "ipc", "shm"),
                          [](const auto& info) { return info.param; });
 
 TEST_P(TransportConformance, AFrameArrivesWholeWithItsSenderNamed) {

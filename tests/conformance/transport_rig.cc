@@ -18,30 +18,24 @@
 #include "ps/base/loop_env.h"
 #include "ps/base/philox.h"
 #include "ps/base/sim_env.h"
+#include "ps/net/shm/shm_transport.h"
 #include "ps/net/sim_network.h"
 #include "ps/net/zmq_transport.h"
 
 namespace parley {
 namespace {
 
-class ZmqRig : public TransportRig {
+// Nodes with a loop and a thread each.
+class RealRig : public TransportRig {
  public:
-  explicit ZmqRig(bool ipc) : ipc_(ipc) {}
-  ~ZmqRig() override {
+  explicit RealRig(std::string kind) : kind_(std::move(kind)) {}
+  ~RealRig() override {
     while (!nodes_.empty()) End(nodes_.begin()->first);
   }
 
   std::string Start(NodeId id, Node node) override {
     auto live = std::make_unique<Live>();
-    std::string bind = node.endpoint;
-    if (bind.empty() && node.listens) bind = ipc_ ? "ipc://" + FreshSocketPath() : "tcp://:0";
-    absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
-        ZmqTransport::Create(&live->env, {.self = id,
-                                          .bind = bind,
-                                          .queue_frames = node.queue_frames,
-                                          .max_part_bytes = node.max_part_bytes,
-                                          .max_parts = node.max_parts,
-                                          .reconnect_min = absl::Milliseconds(10)});
+    absl::StatusOr<std::unique_ptr<Transport>> transport = Create(&live->env, id, node);
     EXPECT_TRUE(transport.ok()) << transport.status();
     if (!transport.ok()) return "";
     live->transport = *std::move(transport);
@@ -96,11 +90,35 @@ class ZmqRig : public TransportRig {
  private:
   struct Live {
     LoopEnv env{{.offload_threads = 0}};
-    std::unique_ptr<ZmqTransport> transport;  // goes before the env
+    std::unique_ptr<Transport> transport;  // goes before the env
     std::thread thread;
   };
 
-  const bool ipc_;
+  std::string Bind(const Node& node) const {
+    if (!node.endpoint.empty() || !node.listens) return node.endpoint;
+    if (kind_ == "tcp") return "tcp://:0";
+    if (kind_ == "ipc") return "ipc://" + FreshSocketPath();
+    return "shm://";
+  }
+  absl::StatusOr<std::unique_ptr<Transport>> Create(LoopEnv* env, NodeId id,
+                                                    const Node& node) const {
+    if (kind_ == "shm") {
+      return ShmTransport::Create(env, {.self = id,
+                                        .bind = Bind(node),
+                                        .queue_frames = node.queue_frames,
+                                        .max_part_bytes = node.max_part_bytes,
+                                        .max_parts = node.max_parts,
+                                        .reconnect_min = absl::Milliseconds(10)});
+    }
+    return ZmqTransport::Create(env, {.self = id,
+                                      .bind = Bind(node),
+                                      .queue_frames = node.queue_frames,
+                                      .max_part_bytes = node.max_part_bytes,
+                                      .max_parts = node.max_parts,
+                                      .reconnect_min = absl::Milliseconds(10)});
+  }
+
+  const std::string kind_;
   std::mutex mu_;  // guards received_
   std::condition_variable arrived_;
   std::map<NodeId, std::vector<ReceivedFrame>> received_;
@@ -188,7 +206,7 @@ bool TransportRig::WaitForFrames(NodeId id, size_t count) {
 
 std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind) {
   if (kind == "sim") return std::make_unique<SimRig>();
-  return std::make_unique<ZmqRig>(kind == "ipc");
+  return std::make_unique<RealRig>(kind);
 }
 
 Frame MakeFrame(uint64_t number, std::vector<Buffer> payload) {

@@ -1,0 +1,167 @@
+#include "ps/net/shm/connection.h"
+
+#include <sys/eventfd.h>
+
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace parley::shm {
+namespace {
+
+absl::Status Lie(const char* what, uint64_t value, uint64_t bound) {
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is %d, allowed is 0..%d", what, value, bound));
+}
+
+}  // namespace
+
+Connection::Connection(const Shared* shared, uint64_t id, NodeId peer,
+                       std::shared_ptr<SendQueue> queue)
+    : shared_(shared), id_(id), peer_(peer), queue_(std::move(queue)) {}
+
+absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(const Shared* shared, uint64_t id,
+                                                               Fd socket, NodeId peer,
+                                                               std::shared_ptr<SendQueue> queue) {
+  absl::Status status = CheckSameUser(socket);
+  if (!status.ok()) return status;
+  std::unique_ptr<Connection> connection(new Connection(shared, id, peer, std::move(queue)));
+  absl::StatusOr<SharedMemory> segment =
+      SharedMemory::Create("parley-ring", kControlBytes + shared->limits.ring_bytes);
+  if (!segment.ok()) return segment.status();
+  connection->own_segment_ = *std::move(segment);
+  connection->own_control_ = ControlOf(connection->own_segment_);
+  connection->writer_ = std::make_unique<RingWriter>(RingOf(connection->own_segment_));
+  const Greeting greeting{kProtocolVersion, static_cast<uint32_t>(shared->limits.ring_bytes),
+                          shared->self, peer};
+  status = SendMessage(socket, EncodeGreeting(greeting),
+                       {connection->own_segment_.fd(), shared->wake_fd});
+  if (!status.ok()) return status;
+  connection->link_ = std::make_shared<Link>();
+  connection->link_->socket = std::move(socket);
+  connection->link_->connection = id;
+  connection->link_->inbox = shared->inbox;
+  return connection;
+}
+
+absl::Status Connection::OnSocket() {
+  Message message;
+  while (!ended_) {
+    absl::StatusOr<Received> received = ReceiveMessage(link_->socket, &message);
+    if (!received.ok()) return received.status();
+    if (*received == Received::kNothing) return absl::OkStatus();
+    if (*received == Received::kEnd) {
+      ended_ = true;
+      return absl::OkStatus();
+    }
+    absl::Status status = greeted() ? OnArena(std::move(message)) : OnGreeting(std::move(message));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Connection::OnGreeting(Message message) {
+  absl::StatusOr<Greeting> greeting = DecodeGreeting(message.bytes);
+  if (!greeting.ok()) return greeting.status();
+  if (greeting->protocol != kProtocolVersion) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the peer speaks protocol %d, this node %d", greeting->protocol, kProtocolVersion));
+  }
+  if (greeting->to != kNoNode && greeting->to != shared_->self) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "the peer looks for node %s, this is %s", ToString(greeting->to), ToString(shared_->self)));
+  }
+  // The scheduler is connected to, never heard from here: whoever says so is a stranger.
+  const bool named = greeting->node != kNoNode && greeting->node != kSchedulerNode &&
+                     greeting->node != shared_->self;
+  if (peer_ != kNoNode ? greeting->node != peer_ : !named) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("the peer calls itself node %s", ToString(greeting->node)));
+  }
+  if (!IsRingSize(greeting->ring_bytes)) {
+    return Lie("ring_bytes, which is to be a power of two,", greeting->ring_bytes, kMaxRingBytes);
+  }
+  if (message.fds.size() != 2) {
+    return absl::InvalidArgumentError("a greeting comes with a segment and a wake-up");
+  }
+  absl::Status status = CheckEventFd(message.fds[1].get());
+  if (!status.ok()) return status;
+  absl::StatusOr<SharedMemory> segment =
+      SharedMemory::MapForeign(message.fds[0].release(), kControlBytes + greeting->ring_bytes);
+  if (!segment.ok()) return segment.status();
+  peer_ = greeting->node;
+  peer_segment_ = *std::move(segment);
+  peer_wake_ = std::move(message.fds[1]);
+  peer_control_ = ControlOf(peer_segment_);
+  reader_ = std::make_unique<RingReader>(RingOf(peer_segment_));
+  return absl::OkStatus();
+}
+
+absl::Status Connection::OnArena(Message message) {
+  absl::StatusOr<ArenaNotice> notice = DecodeArenaNotice(message.bytes);
+  if (!notice.ok()) return notice.status();
+  if (notice->arena >= SharedArenas::kMaxArenas) {
+    return Lie("an arena's number", notice->arena, SharedArenas::kMaxArenas - 1);
+  }
+  if (message.fds.size() != 1) return absl::InvalidArgumentError("an arena comes with its memory");
+  std::vector<SharedMemory>& arenas = link_->arenas;
+  if (arenas.size() <= notice->arena) arenas.resize(notice->arena + 1);
+  // Borrowed bytes may lie in the one that is there.
+  if (arenas[notice->arena].data() != nullptr) {
+    return absl::InvalidArgumentError(absl::StrFormat("arena %d comes twice", notice->arena));
+  }
+  absl::StatusOr<SharedMemory> memory =
+      SharedMemory::MapForeign(message.fds[0].release(), notice->size);
+  if (!memory.ok()) return memory.status();
+  arenas[notice->arena] = *std::move(memory);
+  return absl::OkStatus();
+}
+
+bool Connection::HasUnread() const {
+  return greeted() && peer_control_->written.load(std::memory_order_acquire) != reader_->position();
+}
+
+bool Connection::Waits() const {
+  if (!releases_.empty() || (said_bye_ && !bye_written_)) return true;
+  return SendsFrames() && !queue_->empty();
+}
+
+bool Connection::HasNews() const {
+  if (!greeted()) return false;
+  if (HasUnread()) return true;
+  // What waits for a release hears of it by the ring.
+  return !ended_ && Waits() && peer_control_->read.load(std::memory_order_acquire) != peer_read_;
+}
+
+bool Connection::finished() const {
+  if (ended_) return !HasUnread();
+  const bool last_word = heard_bye_ || (said_bye_ && bye_written_);
+  return last_word && lent_count_ == 0 && borrowed_ == 0 && releases_.empty();
+}
+
+void Connection::Close() { said_bye_ = true; }
+
+void Connection::PrepareToSleep() {
+  if (!greeted()) return;
+  own_control_->wants_room.store(Waits() ? 1 : 0, std::memory_order_relaxed);
+  const uint32_t sleep = own_control_->sleeping.load(std::memory_order_relaxed);
+  own_control_->sleeping.store(sleep | 1, std::memory_order_release);
+}
+
+void Connection::Awake() {
+  if (!greeted()) return;
+  // Each sleep has a number of its own, so that the peer knows whether it has woken this one.
+  const uint32_t sleep = own_control_->sleeping.load(std::memory_order_relaxed);
+  if ((sleep & 1) != 0) own_control_->sleeping.store(sleep + 1, std::memory_order_release);
+}
+
+void Connection::WakeUp() {
+  owes_wake_up_ = false;
+  const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_acquire);
+  if ((sleep & 1) == 0 || sleep == woken_) return;
+  woken_ = sleep;
+  // Never blocks (CheckEventFd); should the counter be full, the peer has been woken often enough.
+  eventfd_write(peer_wake_.get(), 1);
+}
+
+}  // namespace parley::shm

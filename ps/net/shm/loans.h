@@ -1,0 +1,66 @@
+// What a node has been lent by its peers, and how it gives it back.
+//
+// A received reference becomes a Buffer over the peer's memory. When the last Buffer goes, on
+// whichever thread, its token lies in the ReturnInbox until the loop sends it home. A Link is what
+// such Buffers keep alive: the mappings they lie in, and the socket, so that the peer, which takes
+// the socket's end for "nobody reads my memory any more", is right even if this node's transport
+// is gone.
+//
+// Thread-safety: ReturnInbox::Return from any thread, also after Close; the rest on the loop.
+#ifndef PARLEY_PS_NET_SHM_LOANS_H_
+#define PARLEY_PS_NET_SHM_LOANS_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "ps/base/buffer.h"
+#include "ps/base/env.h"
+#include "ps/base/shared_memory.h"
+#include "ps/net/shm/socket.h"
+
+namespace parley::shm {
+
+struct Returned {
+  uint64_t connection = 0;  // which of this node's
+  uint64_t token = 0;
+};
+
+class ReturnInbox {
+ public:
+  // Wakes `env` when something is returned while its loop sleeps.
+  explicit ReturnInbox(Env* env) : env_(env) {}
+
+  void Return(Returned loan);
+
+  // Moves all there is to the end of `out`; true if there was anything.
+  bool Take(std::vector<Returned>* out);
+  // False if something is there.
+  bool PrepareToSleep();
+  // The Env is going; what is returned from now on is forgotten.
+  void Close();
+
+ private:
+  std::atomic<bool> filled_{false};  // to look without the lock
+  std::mutex mu_;                    // guards the rest; held for a push or a swap
+  Env* env_;
+  bool asleep_ = false;
+  std::vector<Returned> returned_;
+};
+
+struct Link {
+  Fd socket;
+  uint64_t connection = 0;
+  std::shared_ptr<ReturnInbox> inbox;
+  std::vector<SharedMemory> arenas;  // the peer's, by number; those not announced are empty
+};
+
+// A Buffer over bytes of one of the link's arenas. REQUIRES: they lie in it.
+Buffer Borrow(std::shared_ptr<Link> link, uint32_t arena, uint64_t offset, uint64_t size,
+              uint64_t token);
+
+}  // namespace parley::shm
+
+#endif  // PARLEY_PS_NET_SHM_LOANS_H_

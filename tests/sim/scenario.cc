@@ -159,14 +159,15 @@ void CompareTables(const RunSummary& found, const std::string& weights,
                    const std::vector<std::string>& digests, const std::string& whose,
                    std::vector<std::string>* wrong) {
   if (found.weights_sha256 != weights || weights.empty()) {
-    wrong->push_back(
-        absl::StrFormat("weights %s differ from the %s %s", found.weights_sha256, whose, weights));
+    wrong->push_back(absl::StrFormat("the weights differ from the %s: %s, expected is %s", whose,
+                                     found.weights_sha256, weights));
   }
   for (size_t i = 0; i < std::max(found.tables.size(), digests.size()); ++i) {
     const std::string here = i < found.tables.size() ? found.tables[i].digest : "none";
     const std::string there = i < digests.size() ? digests[i] : "none";
     if (here == there) continue;
-    wrong->push_back(absl::StrFormat("rows %s differ from the %s %s", here, whose, there));
+    wrong->push_back(
+        absl::StrFormat("the rows differ from the %s: %s, expected is %s", whose, here, there));
   }
 }
 

@@ -43,6 +43,8 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
 void SetDefault(Message* message, const FieldDescriptor* field) {
   const auto* reflection = message->GetReflection();
   switch (field->cpp_type()) {
+    case FieldDescriptor::CPPTYPE_INT32:
+      return reflection->SetInt32(message, field, field->default_value_int32());
     case FieldDescriptor::CPPTYPE_UINT32:
       return reflection->SetUInt32(message, field, field->default_value_uint32());
     case FieldDescriptor::CPPTYPE_UINT64:
@@ -77,6 +79,11 @@ void SetDefaults(Message* message) {
       SetDefault(message, field);
     }
   }
+}
+
+void ResolveSchedule(pb::Optimizer* optimizer) {
+  pb::Schedule* schedule = optimizer->mutable_schedule();
+  if (schedule->kind_case() == pb::Schedule::KIND_NOT_SET) schedule->mutable_constant();
 }
 
 void NameLayers(pb::Model* model) {
@@ -125,9 +132,13 @@ void ResolveExperiment(pb::Experiment* experiment) {
   experiment->mutable_cluster();
   experiment->mutable_training();
   experiment->mutable_consistency();
-  if (experiment->has_optimizer()) {
-    pb::Schedule* schedule = experiment->mutable_optimizer()->mutable_schedule();
-    if (schedule->kind_case() == pb::Schedule::KIND_NOT_SET) schedule->mutable_constant();
+  if (experiment->has_optimizer()) ResolveSchedule(experiment->mutable_optimizer());
+  if (experiment->has_model()) {
+    for (pb::Layer& layer : *experiment->mutable_model()->mutable_layer()) {
+      if (layer.has_embedding() && layer.embedding().has_optimizer()) {
+        ResolveSchedule(layer.mutable_embedding()->mutable_optimizer());
+      }
+    }
   }
   SetDefaults(experiment);
   if (experiment->has_model()) NameLayers(experiment->mutable_model());

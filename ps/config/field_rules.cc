@@ -29,6 +29,7 @@ constexpr FieldRule kRules[] = {
     {"parley.pb.Cluster.compute_threads", 1, 256},
     {"parley.pb.Compression.top_k", 0, 1, true},
     {"parley.pb.Compression.block", 16, 65536},
+    {"parley.pb.Compression.zstd_level", 0, 19},
     {"parley.pb.ClickLog.fields", 1, 1024},
     {"parley.pb.SyntheticClicks.train_samples", 1, 16777216},
     {"parley.pb.SyntheticClicks.test_samples", 1, 16777216},

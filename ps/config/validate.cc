@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/config/field_rules.h"
+#include "ps/config/validate_tables.h"
 
 namespace parley {
 namespace {
@@ -27,8 +28,10 @@ class Validator {
     Cluster(experiment.cluster());
     Data(experiment);
     Model(experiment);
+    FindEmbeddingProblems(experiment, &problems_);
     Optimizer(experiment);
     Consistency(experiment);
+    FindCompressionProblems(experiment, &problems_);
     return std::move(problems_);
   }
 
@@ -84,6 +87,9 @@ class Validator {
       case FieldDescriptor::CPPTYPE_UINT32:
         value = reflection->GetUInt32(message, field);
         break;
+      case FieldDescriptor::CPPTYPE_INT32:
+        value = reflection->GetInt32(message, field);
+        break;
       case FieldDescriptor::CPPTYPE_UINT64:
         value = static_cast<double>(reflection->GetUInt64(message, field));
         break;
@@ -117,14 +123,14 @@ class Validator {
     switch (data.source_case()) {
       case pb::Data::SOURCE_NOT_SET:
         return Add("data", experiment.has_data() ? "has no source" : "is missing",
-                   "data { idx { ... } } or data { synthetic { ... } }");
+                   "data { S { ... } } with S one of idx, synthetic, click_log, synthetic_clicks");
       case pb::Data::kIdx:
         return Idx(data.idx());
       case pb::Data::kSynthetic:
         return Synthetic(data.synthetic());
       case pb::Data::kClickLog:
       case pb::Data::kSyntheticClicks:
-        return;
+        return;  // in validate_tables.cc
     }
   }
 
@@ -167,7 +173,7 @@ class Validator {
       const bool log_softmax = layer.has_log_softmax();
       if (layer.kind_case() == pb::Layer::KIND_NOT_SET) {
         Add(path, "has no kind",
-            "one of linear, conv2d, max_pool2d, relu, dropout, flatten, log_softmax");
+            "one of embedding, linear, conv2d, max_pool2d, relu, dropout, flatten, log_softmax");
       } else if (i == last && !log_softmax) {
         Add(path, "is the last layer and no log_softmax", "log_softmax {} as the last layer");
       } else if (i < last && log_softmax) {

@@ -99,11 +99,11 @@ TEST(ParseErrors, UnknownFieldsAreAllFoundWithSuggestions) {
   EXPECT_THAT(ErrorsWith("clutser { servers: 2 } cluster { workerz: 3 }"),
               ElementsAre("f:6:1: field 'clutser': unknown field of Experiment, did you mean "
                           "'cluster'?; allowed: name, seed, cluster, data, model, training, "
-                          "optimizer, consistency",
+                          "optimizer, consistency, compression",
                           "f:6:34: field 'cluster.workerz': unknown field of Cluster, did you mean "
                           "'workers'?; allowed: servers, workers, shards_per_server, transport, "
                           "partition_kib, max_request_kib, heartbeat_ms, node_timeout_ms, "
-                          "start_timeout_ms, progress_timeout_ms, compute_threads"));
+                          "start_timeout_ms, progress_timeout_ms, compute_threads, push_pull"));
   EXPECT_THAT(ErrorsReplacing("out: 4", "outputs: 4"),
               ElementsAre("f:3:26: field 'model.layer[0].linear.outputs': unknown field of Linear; "
                           "allowed: out"));
@@ -142,7 +142,7 @@ TEST(ParseErrors, EnumsListTheirValues) {
                           "you mean 'BSP'?; allowed: BSP, SSP, ASP"));
   EXPECT_THAT(ErrorsWith("cluster { transport: ICP\n servers: 2 }"),
               ElementsAre("f:6:11: field 'cluster.transport': 'ICP' is not one of its values, did "
-                          "you mean 'TCP'?; allowed: TCP, IPC"));
+                          "you mean 'TCP'?; allowed: TCP, IPC, SHM, AUTO"));
 }
 
 TEST(ParseErrors, TwiceAndOneofs) {
@@ -150,7 +150,7 @@ TEST(ParseErrors, TwiceAndOneofs) {
               ElementsAre("f:6:9: field 'seed': given twice; allowed: once"));
   EXPECT_THAT(ErrorsReplacing("sgd {}", "sgd {} adam {}"),
               ElementsAre("f:5:20: field 'optimizer.adam': a second rule; allowed: only one of "
-                          "sgd, adagrad, adadelta, rmsprop, adam, adamw"));
+                          "sgd, adagrad, adadelta, rmsprop, adam, adamw, ftrl, row_adagrad"));
 }
 
 TEST(ParseErrors, Syntax) {
@@ -255,8 +255,8 @@ TEST(Validate, MissingParts) {
   EXPECT_THAT(
       Errors("seed: 3"),
       ElementsAre("f: field 'name': is missing; allowed: 1 to 64 of the characters a-z 0-9 _ -",
-                  "f: field 'data': is missing; allowed: data { idx { ... } } or data { synthetic "
-                  "{ ... } }",
+                  "f: field 'data': is missing; allowed: data { S { ... } } with S one of idx, "
+                  "synthetic, click_log, synthetic_clicks",
                   "f: field 'model': is missing; allowed: model { layer { linear { out: 10 } } "
                   "layer { log_softmax {} } } or the like",
                   "f: field 'optimizer': is missing; allowed: one of sgd, adagrad, adadelta, "

@@ -70,6 +70,26 @@ class SameWeights(harness.E2eTest):
         found["simulated"] = self.simulated(harness.TINY, sets)
         self.assert_all_equal(found)
 
+    def test_with_and_without_push_pull(self):
+        found = self.hashes(harness.TINY, (), [(f"cluster.push_pull={on}", f"cluster.transport={t}")
+                                               for on in ("true", "false") for t in ("TCP", "IPC")])
+        self.assert_all_equal(found)
+
+    # A partition is what a codec encodes at a time, so that it does not matter which server has it.
+    def test_codecs(self):
+        plain = self.local(harness.TINY, ())
+        for push, pull, zstd in (("fp16", "bf16", 0), ("bf16", "none", 3), ("int8", "int8", 0), ("one_bit", "one_bit", 0),
+                                 ("top_k", "top_k", 1), ("none", "int8", 0)):
+            with self.subTest(push=push, pull=pull, zstd=zstd):
+                sets = (f"compression.push={push}", f"compression.pull={pull}", f"compression.zstd_level={zstd}",
+                        "compression.top_k=0.1", "compression.block=64")
+                found = self.hashes(harness.TINY, sets, [("cluster.servers=1",), ("cluster.servers=3",),
+                                                         ("cluster.push_pull=false", "cluster.transport=IPC")])
+                found["in one process"] = self.local(harness.TINY, sets)
+                found["simulated"] = self.simulated(harness.TINY, sets)
+                self.assert_all_equal(found)
+                self.assertNotIn(plain, found.values(), "the codec has lost nothing")
+
     def test_one_and_three_workers(self):
         for workers in (1, 3):
             # The last batch of 500 samples is not full, and three workers cannot share it evenly.

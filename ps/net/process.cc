@@ -124,7 +124,8 @@ absl::Status NodeProcess::AddNode(LoopEnvOptions options, MakeTransport make_tra
   if (!transport.ok()) return transport.status();
   place->transport = *std::move(transport);
   if (places_.empty()) {
-    absl::Status status = place->env->AddSource(signal_fd_, [this] { return OnSignal(); });
+    absl::Status status = place->env->AddSource(
+        signal_fd_, [this] { return OnSignal(); }, LoopEnv::News::kUntilTaken);
     if (!status.ok()) return status;
   }
   const size_t index = places_.size();

@@ -83,6 +83,12 @@ int ProbeIpcPath(const std::string& path) {
 absl::StatusOr<BindTarget> ResolveBind(const std::string& bind) {
   absl::StatusOr<Endpoint> endpoint = ParseEndpoint(bind);
   if (!endpoint.ok()) return endpoint.status();
+  if (endpoint->scheme == Endpoint::Scheme::kShm) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("cannot listen on %s: it is of shared memory, allowed here are tcp:// and "
+                        "ipc://",
+                        bind));
+  }
   BindTarget target{*std::move(endpoint), "", ""};
   if (target.endpoint.scheme == Endpoint::Scheme::kIpc) return target;
   absl::StatusOr<std::vector<LocalAddress>> local = LocalAddresses();

@@ -12,6 +12,8 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 #include "ps/net/zmq_bind.h"
 #include "ps/wire/codec.h"
 
@@ -129,10 +131,11 @@ ZmqTransport::ZmqTransport(LoopEnv* env, Options options)
     : env_(env), options_(std::move(options)) {}
 
 ZmqTransport::~ZmqTransport() {
+  env_->RemovePoller(this);
   if (epoll_fd_ >= 0) env_->RemoveSource(epoll_fd_);
   for (auto& [peer, channel] : peers_) CloseChannel(channel.get());
   if (router_) {
-    RemoveSocketFile(endpoint_);
+    for (const std::string& bound : bound_) RemoveSocketFile(bound);
     CloseChannel(router_.get());
   }
   if (epoll_fd_ >= 0) close(epoll_fd_);
@@ -147,21 +150,34 @@ absl::Status ZmqTransport::Start() {
   }
   epoll_fd_ = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_fd_ < 0) return absl::ErrnoToStatus(errno, "transport: epoll_create1");
-  absl::Status status = env_->AddSource(epoll_fd_, [this] { return Drain(); });
+  absl::Status status = env_->AddSource(
+      epoll_fd_, [this] { return DrainEvents(); }, LoopEnv::News::kUntilTaken);
+  env_->AddPoller(this);
   if (status.ok() && !options_.bind.empty()) status = Listen();
   return status;
 }
 
 absl::Status ZmqTransport::Listen() {
-  absl::StatusOr<BindTarget> target = ResolveBind(options_.bind);
-  if (!target.ok()) return target.status();
-  const bool ipv6 = IsIpv6(target->endpoint.host);
+  std::vector<BindTarget> targets;
+  bool ipv6 = false;
+  for (const absl::string_view bind : absl::StrSplit(options_.bind, ',')) {
+    absl::StatusOr<BindTarget> target = ResolveBind(std::string(bind));
+    if (!target.ok()) return target.status();
+    ipv6 |= IsIpv6(target->endpoint.host);
+    targets.push_back(*std::move(target));
+  }
   absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_ROUTER, ipv6, kNoNode);
   if (!channel.ok()) return channel.status();
-  absl::StatusOr<std::string> bound = Bind(&(*channel)->socket, *target);
-  if (!bound.ok()) return bound.status();
+  for (const BindTarget& target : targets) {
+    absl::StatusOr<std::string> bound = Bind(&(*channel)->socket, target);
+    if (!bound.ok()) {
+      for (const std::string& done : bound_) RemoveSocketFile(done);
+      return bound.status();
+    }
+    bound_.push_back(*std::move(bound));
+  }
   router_ = *std::move(channel);
-  endpoint_ = *std::move(bound);
+  endpoint_ = absl::StrJoin(bound_, ",");
   Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
   return Watch(router_.get());
 }
@@ -209,6 +225,10 @@ absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
   }
   absl::StatusOr<Endpoint> parsed = ParseRemoteEndpoint(endpoint);
   if (!parsed.ok()) return parsed.status();
+  if (parsed->scheme == Endpoint::Scheme::kShm) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "endpoint \"%s\" is of shared memory, allowed here are tcp:// and ipc://", endpoint));
+  }
   const std::string canonical = FormatEndpoint(*parsed);
   auto known = peers_.find(peer);
   if (known != peers_.end() && known->second->endpoint == canonical) return absl::OkStatus();
@@ -293,10 +313,14 @@ absl::Status ZmqTransport::SendOn(Channel* channel, NodeId to, Frame frame) {
   return ZmqError(error, absl::StrFormat("cannot send to node %s", ToString(to)));
 }
 
-bool ZmqTransport::Drain() {
+bool ZmqTransport::DrainEvents() {
   std::array<epoll_event, 64> events;
   const int count = epoll_wait(epoll_fd_, events.data(), events.size(), 0);
   for (int i = 0; i < count; ++i) Touch(static_cast<Channel*>(events[i].data.ptr));
+  return Poll();
+}
+
+bool ZmqTransport::Poll() {
   bool worked = false;
   draining_.swap(touched_);  // receivers touch sockets by answering
   for (std::shared_ptr<Channel>& channel : draining_) {

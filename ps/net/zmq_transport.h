@@ -38,13 +38,13 @@
 
 namespace parley {
 
-class ZmqTransport : public Transport {
+class ZmqTransport : public Transport, private Poller {
  public:
   struct Options {
     NodeId self = kNoNode;  // required
 
-    // Where to listen: an endpoint whose host is anything ResolveBindHost takes ("tcp://eth0:0").
-    // Empty: the node does not listen.
+    // Where to listen: an endpoint, tcp or ipc, whose host is anything ResolveBindHost takes
+    // ("tcp://eth0:0"), or several with commas between them. Empty: the node does not listen.
     std::string bind = "";
 
     // Frames waiting for one peer, in each direction; past it Send says kResourceExhausted, and the
@@ -112,7 +112,12 @@ class ZmqTransport : public Transport {
   absl::Status SendOn(Channel* channel, NodeId to, Frame frame);
   absl::Status CheckSize(const Frame& frame) const;
 
-  bool Drain();
+  // Poller: sockets that were used, whose news the descriptor may have forgotten.
+  bool Poll() override;
+  bool PrepareToSleep() override { return touched_.empty(); }
+  void Awake() override {}
+
+  bool DrainEvents();
   bool DrainChannel(Channel* channel);
   bool ReceiveMessage(Channel* channel, Incoming* in);
   void Dispatch(Channel* channel, Incoming* in);
@@ -123,6 +128,7 @@ class ZmqTransport : public Transport {
   LoopEnv* const env_;
   Options options_;
   std::string endpoint_;
+  std::vector<std::string> bound_;  // the endpoints in it
   // One descriptor that stands for all sockets, so that a loop with many peers looks only at those
   // that have news.
   int epoll_fd_ = -1;

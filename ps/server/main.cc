@@ -4,14 +4,18 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "ps/base/buffer.h"
+#include "ps/base/shared_arenas.h"
 #include "ps/config/flags.h"
 #include "ps/net/address.h"
 #include "ps/net/node_name.h"
+#include "ps/net/path_transport.h"
 #include "ps/net/process.h"
-#include "ps/net/zmq_transport.h"
 #include "ps/server/server_node.h"
 
 namespace parley {
@@ -19,53 +23,92 @@ namespace {
 
 constexpr char kProgram[] = "parley-server";
 
+// Freed blocks kept at hand. What goes past it returns to the arenas, and stays there.
+constexpr size_t kPoolCacheBytes = size_t{256} << 20;
+
 struct Flags {
-  std::string scheduler, job, log, bind = "tcp://127.0.0.1:0";
-  uint32_t shards = 1, join_timeout = 60;
+  std::string scheduler, job, log, bind;
+  std::string transport = "auto";
+  uint32_t shards = 1, join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
 };
 
-// Where shard `index` listens, from where the process was told to: ports and paths count up.
-absl::StatusOr<std::string> BindOfShard(const std::string& bind, uint32_t index) {
-  absl::StatusOr<Endpoint> endpoint = ParseEndpoint(bind);
-  if (!endpoint.ok()) return endpoint.status();
-  if (index == 0) return bind;
-  if (endpoint->scheme == Endpoint::Scheme::kIpc) {
-    absl::StrAppend(&endpoint->path, ".", index);
-  } else if (endpoint->port != 0) {
-    if (endpoint->port + index > 65535) {
+// Where shard `index` listens, from where the process was told to: ports, paths and names count up.
+absl::StatusOr<std::string> EndpointOfShard(Endpoint endpoint, uint32_t index) {
+  if (index == 0) return FormatEndpoint(endpoint);
+  if (endpoint.scheme != Endpoint::Scheme::kTcp) {
+    if (!endpoint.path.empty()) absl::StrAppend(&endpoint.path, ".", index);
+  } else if (endpoint.port != 0) {
+    if (endpoint.port + index > 65535) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("--bind %s: shard %d would need port %d; allowed: up to 65535", bind,
-                          index, endpoint->port + index));
+          absl::StrFormat("--bind %s: shard %d would need port %d; allowed: up to 65535",
+                          FormatEndpoint(endpoint), index, endpoint.port + index));
     }
-    endpoint->port += index;
+    endpoint.port += index;
   }
-  return FormatEndpoint(*endpoint);
+  return FormatEndpoint(endpoint);
 }
 
-absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard, uint64_t process_id,
-                      const std::string& node_name, std::shared_ptr<ZmqContext> context) {
-  absl::StatusOr<std::string> bind = BindOfShard(flags.bind, shard);
+// The list of endpoints of shard `index`: those of --bind, as far as --transport wants them.
+absl::StatusOr<std::string> BindOfShard(const Flags& flags, uint32_t index) {
+  if (flags.transport == "shm" && flags.bind.empty()) return "shm://";
+  const std::string bind = flags.bind.empty() ? "tcp://127.0.0.1:0" : flags.bind;
+  absl::StatusOr<std::vector<Endpoint>> endpoints = ParseEndpointList(bind);
+  if (!endpoints.ok()) return endpoints.status();
+  std::vector<std::string> list;
+  bool shm = false;
+  for (const Endpoint& endpoint : *endpoints) {
+    const std::string scheme = FormatEndpoint(endpoint).substr(0, 3);
+    if (flags.transport != "auto" && flags.transport != scheme) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("--bind %s: allowed with --transport %s: %s endpoints", bind,
+                          flags.transport, flags.transport));
+    }
+    absl::StatusOr<std::string> text = EndpointOfShard(endpoint, index);
+    if (!text.ok()) return text.status();
+    list.push_back(*std::move(text));
+    shm |= endpoint.scheme == Endpoint::Scheme::kShm;
+  }
+  // Beside whatever others use: who runs on this machine need not go through the network.
+  if (flags.transport == "auto" && !shm) list.push_back("shm://");
+  return absl::StrJoin(list, ",");
+}
+
+// What the shards of a process share.
+struct Common {
+  uint64_t process_id = 0;
+  std::string node_name;
+  std::shared_ptr<ZmqContext> context;
+  std::shared_ptr<SharedArenas> arenas;
+  BufferPool* pool = nullptr;
+};
+
+absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
+                      const Common& common) {
+  absl::StatusOr<std::string> bind = BindOfShard(flags, shard);
   if (!bind.ok()) return bind.status();
   return process.AddNode(
-      {.offload_threads = 0},
+      {.offload_threads = 0, .spin = absl::Microseconds(flags.spin_us)},
       [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
-        ZmqTransport::Options options;
+        PathTransport::Options options;
         options.self = NodeId{env->Random()};
         options.bind = *bind;
-        options.context = context;
+        options.context = common.context;
+        options.arenas = common.arenas;
         options.log = [&process](const std::string& line) { process.Log(line); };
-        return ZmqTransport::Create(env, std::move(options));
+        return PathTransport::Create(env, std::move(options));
       },
       [&](const NodeProcess::Seat& seat) {
         ServerNode::Options options;
         options.scheduler = flags.scheduler;
         options.job = flags.job;
-        options.node_name = flags.shards > 1 ? absl::StrCat(node_name, "/", shard) : node_name;
-        options.process = process_id;
+        options.node_name =
+            flags.shards > 1 ? absl::StrCat(common.node_name, "/", shard) : common.node_name;
+        options.process = common.process_id;
         options.shard = shard;
         options.wanted_rank = flags.rank;
         options.join_timeout = absl::Seconds(flags.join_timeout);
+        options.pool = common.pool;
         options.log = seat.log;
         return NodeProcess::Hold(
             std::make_shared<ServerNode>(seat.env, seat.transport, std::move(options), seat.done));
@@ -80,22 +123,33 @@ int Main(int argc, char** argv) {
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Text("bind", &flags.bind, "ENDPOINT",
             "where to listen: tcp://HOST:PORT with an address, hostname, interface or CIDR block "
-            "and 0 for any free port, or ipc:///path; further shards count up from it")
+            "and 0 for any free port, or ipc:///path, or several with commas between them; further "
+            "shards count up from it; else tcp://127.0.0.1:0")
+      .Choice("transport", &flags.transport, {"auto", "tcp", "ipc", "shm"},
+              "auto: also shared memory, beside --bind; others: that alone")
       .Number("shards", &flags.shards, 1, 64, "event loops, each with its own partitions")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
+      .Number("spin-us", &flags.spin_us, 0, 1000000,
+              "microseconds to look for work before sleeping; only with cores to spare")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
+  // Memory that workers on this machine can read without a copy; it outlives the nodes.
+  const auto arenas = std::make_shared<SharedArenas>();
+  BufferPool pool(kPoolCacheBytes, arenas);
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
   absl::StatusOr<std::shared_ptr<ZmqContext>> context = ZmqContext::Create();
   if (!context.ok()) return NodeProcess::Complain(kProgram, context.status());
   std::random_device random;
-  const uint64_t process_id = (uint64_t{random()} << 32 | random()) | 1;
-  const std::string node_name = HostAndPid();
+  const Common common{.process_id = (uint64_t{random()} << 32 | random()) | 1,
+                      .node_name = HostAndPid(),
+                      .context = *context,
+                      .arenas = arenas,
+                      .pool = &pool};
   for (uint32_t shard = 0; shard < flags.shards; ++shard) {
-    absl::Status status = AddShard(**process, flags, shard, process_id, node_name, *context);
+    absl::Status status = AddShard(**process, flags, shard, common);
     if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   }
   return (*process)->Run();

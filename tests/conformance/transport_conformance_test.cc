@@ -24,7 +24,8 @@ class TransportConformance : public ::testing::TestWithParam<std::string> {
   std::unique_ptr<TransportRig> rig_ = MakeTransportRig(GetParam());
 };
 
-INSTANTIATE_TEST_SUITE_P(, TransportConformance, ::testing::Values("sim", "tcp", "ipc", "shm"),
+INSTANTIATE_TEST_SUITE_P(, TransportConformance,
+                         ::testing::Values("sim", "tcp", "ipc", "shm", "path"),
                          [](const auto& info) { return info.param; });
 
 TEST_P(TransportConformance, AFrameArrivesWholeWithItsSenderNamed) {
@@ -155,6 +156,12 @@ TEST_P(TransportConformance, EndpointsOthersCanUse) {
     EXPECT_EQ(transport.endpoint(), "");
   });
   if (!real()) return;
+  if (GetParam() == "path") {
+    const absl::StatusOr<std::vector<Endpoint>> list = ParseEndpointList(endpoint);
+    ASSERT_TRUE(list.ok()) << list.status();
+    EXPECT_EQ(list->size(), 3);
+    return;
+  }
   const absl::StatusOr<Endpoint> parsed = ParseRemoteEndpoint(endpoint);
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   if (GetParam() == "tcp") {

@@ -18,6 +18,7 @@
 #include "ps/base/loop_env.h"
 #include "ps/base/philox.h"
 #include "ps/base/sim_env.h"
+#include "ps/net/path_transport.h"
 #include "ps/net/shm/shm_transport.h"
 #include "ps/net/sim_network.h"
 #include "ps/net/zmq_transport.h"
@@ -98,6 +99,7 @@ class RealRig : public TransportRig {
     if (!node.endpoint.empty() || !node.listens) return node.endpoint;
     if (kind_ == "tcp") return "tcp://:0";
     if (kind_ == "ipc") return "ipc://" + FreshSocketPath();
+    if (kind_ == "path") return "tcp://:0,ipc://" + FreshSocketPath() + ",shm://";
     return "shm://";
   }
   absl::StatusOr<std::unique_ptr<Transport>> Create(LoopEnv* env, NodeId id,
@@ -109,6 +111,14 @@ class RealRig : public TransportRig {
                                         .max_part_bytes = node.max_part_bytes,
                                         .max_parts = node.max_parts,
                                         .reconnect_min = absl::Milliseconds(10)});
+    }
+    if (kind_ == "path") {
+      return PathTransport::Create(env, {.self = id,
+                                         .bind = Bind(node),
+                                         .queue_frames = node.queue_frames,
+                                         .max_part_bytes = node.max_part_bytes,
+                                         .max_parts = node.max_parts,
+                                         .reconnect_min = absl::Milliseconds(10)});
     }
     return ZmqTransport::Create(env, {.self = id,
                                       .bind = Bind(node),

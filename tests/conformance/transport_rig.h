@@ -51,7 +51,7 @@ class TransportRig {
   bool WaitForFrames(NodeId id, size_t count);
 };
 
-// "sim", "tcp", "ipc" or "shm".
+// "sim", "tcp", "ipc", "shm", or "path" with all of them.
 std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind);
 
 // A PUSH with the number as its tick and one part for each payload (sizes are multiples of 4).

@@ -109,6 +109,20 @@ class Text {
     absl::StrAppendFormat(&out_, "  %-18s %s\n", name, value);
   }
 
+  static std::string Paths(pb::Cluster::Transport transport) {
+    switch (transport) {
+      case pb::Cluster::TCP:
+        return "tcp, loopback with `parley run`";
+      case pb::Cluster::IPC:
+        return "unix sockets, this machine only";
+      case pb::Cluster::SHM:
+        return "shared memory, this machine only";
+      case pb::Cluster::AUTO:
+        return "shared memory on one machine, else unix sockets, else tcp";
+    }
+    return "";
+  }
+
   void Processes() {
     std::string mode = pb::Consistency::Mode_Name(experiment_.consistency().mode());
     if (experiment_.consistency().mode() == pb::Consistency::SSP) {
@@ -124,8 +138,7 @@ class Text {
     Row("servers", absl::StrCat(cluster_.servers(), " x ", cluster_.shards_per_server(),
                                 " shards, each with its own event loop"));
     Row("workers", absl::StrCat(cluster_.workers(), ", each on ", explained_.device));
-    Row("transport", cluster_.transport() == pb::Cluster::IPC ? "unix sockets, this machine only"
-                                                              : "tcp, loopback with `parley run`");
+    Row("transport", Paths(cluster_.transport()));
   }
 
   void Data() {

@@ -1,11 +1,13 @@
 // parley run: one experiment on this machine, in processes as many as it asks for.
-#include <cerrno>
+#include <sched.h>
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <system_error>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
@@ -24,6 +26,9 @@ namespace fs = std::filesystem;
 // A scheduler that has not bound its port by then never will.
 constexpr absl::Duration kSchedulerStart = absl::Seconds(10);
 
+// About what waking a sleeping thread takes: spinning longer cannot win more than it may lose.
+constexpr int kSpinMicroseconds = 50;
+
 struct RunFlags {
   std::string file, run_dir, transport, metrics_format = "plain";
   std::vector<std::string> overrides;
@@ -36,8 +41,9 @@ std::vector<std::string> AllOverrides(const RunFlags& flags) {
   std::vector<std::string> all = flags.overrides;
   if (flags.servers > 0) all.push_back(absl::StrCat("cluster.servers=", flags.servers));
   if (flags.workers > 0) all.push_back(absl::StrCat("cluster.workers=", flags.workers));
-  if (flags.transport == "tcp") all.push_back("cluster.transport=TCP");
-  if (flags.transport == "ipc") all.push_back("cluster.transport=IPC");
+  if (!flags.transport.empty()) {
+    all.push_back(absl::StrCat("cluster.transport=", absl::AsciiStrToUpper(flags.transport)));
+  }
   return all;
 }
 
@@ -130,8 +136,8 @@ class LocalRun {
     absl::StatusOr<std::unique_ptr<Supervisor>> supervisor = Supervisor::Create({});
     if (!supervisor.ok()) return supervisor.status();
     supervisor_ = *std::move(supervisor);
-    const bool ipc = experiment_.cluster().transport() == pb::Cluster::IPC;
-    if (ipc) {
+    const pb::Cluster::Transport transport = experiment_.cluster().transport();
+    if (transport == pb::Cluster::IPC || transport == pb::Cluster::AUTO) {
       absl::StatusOr<std::unique_ptr<SocketDirectory>> sockets = SocketDirectory::Create();
       if (!sockets.ok()) return sockets.status();
       sockets_ = *std::move(sockets);
@@ -160,16 +166,32 @@ class LocalRun {
     return spec;
   }
 
+  // Control messages are few and small: they need no shared memory.
+  std::string SchedulerBind() const {
+    const bool ipc = experiment_.cluster().transport() == pb::Cluster::IPC;
+    return ipc ? sockets_->Endpoint("scheduler") : "tcp://127.0.0.1:0";
+  }
+
+  // Loops may spin for work before they sleep if there is a core for every thread of the job that
+  // is ever busy: else they would take it from one that has work.
+  void AddSpin(ChildSpec* spec) const {
+    const pb::Cluster& cluster = experiment_.cluster();
+    const uint64_t loops =
+        1 + uint64_t{cluster.servers()} * cluster.shards_per_server() + uint64_t{cluster.workers()};
+    const uint64_t threads = loops + uint64_t{cluster.workers()} * cluster.compute_threads();
+    cpu_set_t cores;  // that this process may use, which a container or taskset may have limited
+    CPU_ZERO(&cores);
+    if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return;
+    if (threads > static_cast<uint64_t>(CPU_COUNT(&cores))) return;
+    spec->args.insert(spec->args.end(), {"--spin-us", absl::StrCat(kSpinMicroseconds)});
+  }
+
   absl::Status StartScheduler(const std::string& resolved, const std::string& endpoint_file) {
     ChildSpec spec = Spec("scheduler", 0);
     spec.inherit_stdout = true;  // it draws the progress bar
-    spec.args = {
-        "--experiment",    resolved,
-        "--run-dir",       run_dir_,
-        "--bind",          sockets_ ? sockets_->Endpoint("scheduler") : "tcp://127.0.0.1:0",
-        "--endpoint-file", endpoint_file,
-        "--job",           experiment_.name(),
-        "--log",           spec.log};
+    spec.args = {"--experiment", resolved,           "--run-dir",       run_dir_,
+                 "--bind",       SchedulerBind(),    "--endpoint-file", endpoint_file,
+                 "--job",        experiment_.name(), "--log",           spec.log};
     if (flags_.metrics_format != "plain") {
       spec.args.insert(spec.args.end(), {"--metrics-format", flags_.metrics_format});
     }
@@ -184,10 +206,15 @@ class LocalRun {
                  "--shards",    absl::StrCat(experiment_.cluster().shards_per_server()),
                  "--rank",      absl::StrCat(rank),
                  "--log",       spec.log};
+    const std::string transport = pb::Cluster::Transport_Name(experiment_.cluster().transport());
+    spec.args.insert(spec.args.end(), {"--transport", absl::AsciiStrToLower(transport)});
     if (sockets_) {
+      const std::string ipc = sockets_->Endpoint(absl::StrCat("server-", rank));
+      const bool all = experiment_.cluster().transport() == pb::Cluster::AUTO;
       spec.args.insert(spec.args.end(),
-                       {"--bind", sockets_->Endpoint(absl::StrCat("server-", rank))});
+                       {"--bind", all ? absl::StrCat("tcp://127.0.0.1:0,", ipc) : ipc});
     }
+    AddSpin(&spec);
     return supervisor_->Start(std::move(spec));
   }
 
@@ -195,6 +222,7 @@ class LocalRun {
     ChildSpec spec = Spec("worker", rank);
     spec.args = {"--scheduler", endpoint,           "--job", experiment_.name(),
                  "--rank",      absl::StrCat(rank), "--log", spec.log};
+    AddSpin(&spec);
     return supervisor_->Start(std::move(spec));
   }
 
@@ -225,7 +253,8 @@ int RunCommand(const CommandArgs& args) {
       .OptionalNumber("servers", &run.servers, 1, 1024, "short for --set cluster.servers=N")
       .OptionalNumber("workers", &run.workers, 1, 1024, "short for --set cluster.workers=N")
       .Text("run-dir", &run.run_dir, "DIR", "a new or empty directory; else runs/NAME-TIME")
-      .Choice("transport", &run.transport, {"tcp", "ipc"}, "short for --set cluster.transport=..")
+      .Choice("transport", &run.transport, {"auto", "tcp", "ipc", "shm"},
+              "short for --set cluster.transport=..")
       .Choice("metrics-format", &run.metrics_format, {"plain", "gradient"},
               "gradient also prints {\"chart\": ..} lines")
       .Switch("quiet", &run.quiet, "prints the results only");

@@ -1,6 +1,7 @@
 #include "tests/sim/scenario.h"
 
 #include <algorithm>
+#include <cstdio>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -244,6 +245,7 @@ std::string Describe(const SimRun& run) {
 std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   SimRun run = RandomScenario(seed);
   run.verbose = verbose;
+  if (verbose) std::printf("%s\n", Describe(run).c_str());
   const SimOutcome outcome = RunCluster(run);
   std::vector<std::string> wrong = outcome.violations;
   if (!outcome.ended) wrong.push_back("it did not come to its end");

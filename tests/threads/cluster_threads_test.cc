@@ -76,10 +76,9 @@ class Place {
   std::thread thread_;
 };
 
-TEST(ClusterOfThreads, TrainsToTheWeightsOfTheSimulation) {
+void ExpectTheWeightsOfTheSimulation(const std::string& changes) {
   SimRun sim;
-  sim.experiment =
-      TinyExperiment("cluster { servers: 1 shards_per_server: 2 } training { epochs: 2 }");
+  sim.experiment = TinyExperiment(changes);
   const SimOutcome simulated = RunCluster(sim);
   ASSERT_TRUE(simulated.scheduler.ok()) << simulated.scheduler;
 
@@ -121,6 +120,27 @@ TEST(ClusterOfThreads, TrainsToTheWeightsOfTheSimulation) {
   EXPECT_TRUE(observer.summary().ok) << observer.summary().reason;
   EXPECT_GT(observer.summary().pushes_applied, 0u);
   EXPECT_EQ(observer.summary().weights_sha256, simulated.summary.weights_sha256);
+  ASSERT_EQ(observer.summary().tables.size(), simulated.summary.tables.size());
+  for (size_t i = 0; i < simulated.summary.tables.size(); ++i) {
+    EXPECT_EQ(observer.summary().tables[i].digest, simulated.summary.tables[i].digest);
+  }
+}
+
+TEST(ClusterOfThreads, TrainsToTheWeightsOfTheSimulation) {
+  ExpectTheWeightsOfTheSimulation(
+      "cluster { servers: 1 shards_per_server: 2 } training { epochs: 2 }");
+}
+
+// Keys are read ahead on one thread while the loop pushes those of the step before.
+TEST(ClusterOfThreads, TrainsSparseRowsToThoseOfTheSimulation) {
+  ExpectTheWeightsOfTheSimulation(
+      "cluster { servers: 1 shards_per_server: 2 } training { epochs: 2 }"
+      "data { synthetic_clicks { train_samples: 300 test_samples: 40 fields: 6 } }"
+      "model { layer { embedding { dim: 4 partitions: 4 compression { push: 'int8' pull: 'bf16' } "
+      "} }"
+      "        layer { linear { out: 30 } } layer { relu {} } layer { linear { out: 2 } }"
+      "        layer { log_softmax {} } }"
+      "compression { push: 'top_k' pull: 'one_bit' }");
 }
 
 }  // namespace

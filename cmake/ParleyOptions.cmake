@@ -1,5 +1,6 @@
 option(PARLEY_BUILD_TESTS "Build the tests" ON)
 set(PARLEY_SANITIZE "" CACHE STRING "Sanitizers, as for -fsanitize=: 'address,undefined' or 'thread'")
+option(PARLEY_FUZZ "Build the fuzz targets for libFuzzer; needs clang" OFF)
 
 # One baseline for every file, so that a struct looks the same everywhere; hot loops pick wider code at run time.
 add_compile_options(-march=x86-64-v3 -Wall -Wextra -Wno-unused-parameter -fno-omit-frame-pointer)
@@ -10,6 +11,10 @@ add_compile_options(-ffp-contract=off)
 if(PARLEY_SANITIZE)
   add_compile_options(-fsanitize=${PARLEY_SANITIZE} -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${PARLEY_SANITIZE})
+endif()
+
+if(PARLEY_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage for libFuzzer, which only the targets link
 endif()
 
 find_program(PARLEY_CCACHE ccache)

@@ -279,7 +279,13 @@ class ServerNode::Impl {
       return;
     }
     std::vector<const HostedTable*> tables;
-    for (const auto& [id, table] : tables_) tables.push_back(table.get());
+    bool sparse = false;
+    for (const auto& [id, table] : tables_) {
+      tables.push_back(table.get());
+      sparse |= table->sparse();
+    }
+    // Rows may take a while: the question is not lost.
+    if (sparse) rpc_.ReplyParked(from, request.header, "the rows to be counted");
     row_counter_.Count(tables, [this, from, header = request.header](const auto& rows) {
       pb::ServerCounts counts = Counts();
       counts.mutable_rows()->Assign(rows.begin(), rows.end());

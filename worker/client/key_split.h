@@ -37,11 +37,12 @@ class KeySplitter {
   void GroupPositions(uint32_t from, uint32_t to, uint32_t unique_from, uint32_t unique_to,
                       KeySplit* split);
 
-  std::vector<uint32_t> partition_;  // [call]
+  std::vector<uint16_t> partition_;  // [call]
   std::vector<uint32_t> offset_;     // [partitions + 1]
   std::vector<uint64_t> sorted_;     // [call]: keys by partition
-  std::vector<uint32_t> which_;      // [call]: of sorted_, the number among the unique
-  std::vector<uint32_t> table_;      // open addressing: number within the partition + 1, or 0
+  // Of one partition after the other:
+  std::vector<uint32_t> which_;  // by place in sorted_: its key's number among the unique
+  std::vector<uint32_t> table_;  // open addressing: number of a key + 1, or 0
   std::vector<uint32_t> grouped_;
 };
 

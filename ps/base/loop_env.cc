@@ -131,10 +131,9 @@ void LoopEnv::Wake() {
 }
 
 bool LoopEnv::RunPosted() {
+  if (!has_posted_.load(std::memory_order_acquire)) return false;
   {
     std::lock_guard lock(mu_);
-    asleep_ = false;
-    if (posted_.empty()) return false;
     batch_.swap(posted_);
     has_posted_.store(false, std::memory_order_relaxed);
   }
@@ -202,10 +201,12 @@ void LoopEnv::Sleep() {
   {
     std::lock_guard lock(mu_);
     if (!posted_.empty()) return;
-    asleep_ = true;
+    asleep_.store(true, std::memory_order_relaxed);  // seen by whoever posts after us
   }
-  if (!PreparePollers()) return;
-  WaitForEvents(timeout_ns);
+  const bool sleeps = PreparePollers();
+  if (sleeps) WaitForEvents(timeout_ns);
+  asleep_.store(false, std::memory_order_relaxed);
+  if (!sleeps) return;
   for (Poller* poller : pollers_) {
     if (poller != nullptr) poller->Awake();
   }
@@ -321,7 +322,8 @@ void LoopEnv::Post(Task task) {
     std::lock_guard lock(mu_);
     posted_.push_back(std::move(task));
     has_posted_.store(true, std::memory_order_release);
-    wake = std::exchange(asleep_, false);  // one wake-up a sleep, whoever comes first
+    // One wake-up a sleep, whoever comes first.
+    wake = asleep_.exchange(false, std::memory_order_relaxed);
   }
   if (wake) Wake();
 }

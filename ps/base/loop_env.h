@@ -155,9 +155,9 @@ class LoopEnv : public Env {
 
   // Shared with other threads.
   std::atomic<bool> stop_{false};
-  std::mutex mu_;  // guards the two below; held for a push or a swap
+  std::mutex mu_;  // guards posted_; held for a push or a swap
   std::vector<Task> posted_;
-  bool asleep_ = false;                  // the next Post must wake the loop
+  std::atomic<bool> asleep_{false};      // the next Post must wake the loop
   std::atomic<bool> has_posted_{false};  // posted_ is not empty; to look without the lock
 
   std::unique_ptr<ThreadPool> pool_;  // last: its threads post until they are joined

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstring>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/string_view.h"
+#include "ps/base/payload_copy.h"
 #include "ps/wire/codec.h"
 
 namespace parley {
@@ -18,7 +18,7 @@ constexpr absl::string_view kScheme = "sim://";
 // A copy that starts `skew` bytes past an aligned address, since received bytes may be anywhere.
 Buffer CopyOf(const Buffer& bytes, size_t skew) {
   Buffer copy = Buffer::Allocate(bytes.size() + skew).Slice(skew, bytes.size());
-  if (!bytes.empty()) std::memcpy(copy.mutable_data(), bytes.data(), bytes.size());
+  CopyPayload(copy.mutable_data(), bytes.data(), bytes.size());
   return copy;
 }
 

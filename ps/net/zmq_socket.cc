@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_format.h"
+#include "ps/base/payload_copy.h"
 
 namespace parley {
 namespace {
@@ -107,9 +108,13 @@ int ZmqSocket::SendCopy(std::string_view bytes, int flags) {
 }
 
 int ZmqSocket::SendBuffer(Buffer buffer, int flags) {
-  if (buffer.size() <= kCopyBytes) return SendCopy(buffer.view(), flags);
-  auto* held = new Buffer(std::move(buffer));
   zmq_msg_t message;
+  if (buffer.size() <= kCopyBytes) {
+    if (zmq_msg_init_size(&message, buffer.size()) != 0) return zmq_errno();
+    CopyPayload(zmq_msg_data(&message), buffer.data(), buffer.size());
+    return Send(handle_, &message, flags);
+  }
+  auto* held = new Buffer(std::move(buffer));
   if (zmq_msg_init_data(&message, held->mutable_data(), held->size(), &ReleaseBuffer, held) != 0) {
     delete held;
     return zmq_errno();

@@ -39,6 +39,8 @@ GRAPH = {
 THREAD_HEADERS = {"thread", "mutex", "condition_variable", "shared_mutex", "future", "semaphore"}
 THREAD_FILES = {
     "ps/base/buffer.cc": "the pool takes blocks back on whichever thread drops the last reference",
+    "ps/base/shared_arenas.h": "blocks come back on whichever thread drops the last reference",
+    "ps/net/shm/loans.h": "what is borrowed is returned on whichever thread drops the last reference",
     "ps/base/loop_env.h": "Post is the door into a loop from other threads",
     "ps/base/loop_env.cc": "the same",
     "ps/base/thread_pool.h": "owns the threads that compute",
@@ -63,6 +65,19 @@ BANNED_ALLOWED = {
     ("ps/server/main.cc", "unseeded randomness"): "names the process, before it has an Env",
     ("tools/bench/bench_report.cc", "wall clock"): "the date in a benchmark's conditions",
     ("tools/parley/run_command.cc", "wall clock"): "the time in a run directory's name",
+}
+
+# Where copies of payload are counted (ps/base/payload_copy.h), and the files that copy other bytes only.
+COPY_FOLDERS = ("ps/net/", "ps/server/", "worker/client/")
+COPY = re.compile(r"\bmem(?:cpy|move)\s*\(")
+COPY_FILES = {
+    "ps/net/zmq_bind.cc": "the path of a socket",
+    "ps/net/zmq_socket.cc": "encoded headers and routing ids",
+    "worker/client/sparse_rows.cc": "rows one by one, in the pass that sums those of one key",
+    "ps/net/shm/connection_receive.cc": "encoded headers",
+    "ps/net/shm/connection_send.cc": "encoded headers",
+    "ps/net/shm/ring.cc": "words of records",
+    "ps/net/shm/socket.cc": "greetings and descriptors",
 }
 
 SOURCE = {".h", ".cc"}
@@ -116,6 +131,14 @@ def check_bans(path, text):
             yield code.count("\n", 0, match.start()) + 1, f"{name}: {match.group(0).strip()}"
 
 
+def check_copies(path, text):
+    if not path.startswith(COPY_FOLDERS) or path in COPY_FILES:
+        return
+    code = strip_code(text)
+    for match in COPY.finditer(code):
+        yield code.count("\n", 0, match.start()) + 1, f"uncounted copy: {match.group(0).strip()}: CopyPayload counts payload"
+
+
 def check_file(path, text):
     suffix = pathlib.PurePosixPath(path).suffix
     if suffix in COUNTED and text.count("\n") > MAX_LINES:
@@ -123,11 +146,12 @@ def check_file(path, text):
     if suffix in SOURCE:
         yield from check_includes(path, text)
         yield from check_bans(path, text)
+        yield from check_copies(path, text)
 
 
 def check_lists(root):
     """Entries for files that are gone would excuse whoever takes the name next."""
-    for path in sorted(set(THREAD_FILES) | {path for path, _ in BANNED_ALLOWED}):
+    for path in sorted(set(THREAD_FILES) | set(COPY_FILES) | {path for path, _ in BANNED_ALLOWED}):
         if not (root / path).is_file():
             yield f"tests/tidy/check_tree.py: lists {path}, which does not exist"
 
@@ -176,6 +200,9 @@ PLANTED = [
     ("models/c.cc", "std::random_device device;\n", "unseeded randomness"),
     ("models/d.cc", "int x = rand();\n", "unseeded randomness"),
     ("models/e.cc", "// a comment\n" * (MAX_LINES + 1), f"has {MAX_LINES + 1} lines"),
+    ("ps/net/c.cc", "std::memcpy(to, from, size);\n", "uncounted copy"),
+    ("worker/client/a.cc", "memmove (to, from, size);\n", "uncounted copy"),
+    ("ps/server/c.cc", "CopyPayload(to, from, size);  // memcpy(\n", ""),
     ("models/f.cc", "/* sleep(1) */ int x = 1'000; // rand()\n", ""),
     ("models/g.cc", 'const char* text = "sleep(1) \\" rand()"; char c = \'"\'; env.time(0); Brand(1);\n', ""),
     ("ps/server/b.cc", '#include <vector>\n#include "absl/time/time.h"\n#include "ps/sync/aggregator.h"\n', ""),

@@ -18,7 +18,7 @@ bool PullHandler::TellIfHeld(NodeId from, const pb::FrameHeader& header) {
   return true;
 }
 
-void PullHandler::Pull(NodeId from, TableRequest request) {
+void PullHandler::Pull(NodeId from, TableRequest&& request) {
   if (Answer(from, request)) return;
   absl::Status status = parked_.Park(from, std::move(request), env_->Now());
   if (!status.ok()) {

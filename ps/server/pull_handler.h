@@ -30,7 +30,7 @@ class PullHandler {
 
   // Answers now, or keeps it; answers kResourceExhausted if there is no room. REQUIRES: it is not
   // held.
-  void Pull(NodeId from, TableRequest request);
+  void Pull(NodeId from, TableRequest&& request);
 
   // Something was applied, or somebody left: answers what may read now, in the order of arrival.
   void Release();

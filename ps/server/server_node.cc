@@ -201,39 +201,38 @@ class ServerNode::Impl {
     const pb::Kind kind = frame.header.kind();
     absl::Status status = CheckWorker(from, frame.header);
     if (status.ok() && kind != pb::PUSH && pulls_.TellIfHeld(from, frame.header)) return;
-    absl::StatusOr<TableRequest> request =
-        status.ok() ? Resolve(&frame) : absl::StatusOr<TableRequest>(std::move(status));
-    if (!request.ok()) {
-      rpc_.ReplyError(from, frame.header, request.status());
+    TableRequest request;
+    if (status.ok()) status = Resolve(&frame, &request);
+    if (!status.ok()) {
+      rpc_.ReplyError(from, frame.header, status);
       return;
     }
     const uint64_t applied = counters_.applied;
     if (kind != pb::PULL) {
       const absl::Duration start = env_->Now();
-      status = TakePush(&*request, pool_, /*keep_keys=*/kind == pb::PUSH_PULL);
+      status = TakePush(&request, pool_, /*keep_keys=*/kind == pb::PUSH_PULL);
       apply_time_ += env_->Now() - start;
       if (!status.ok()) {
-        rpc_.ReplyError(from, request->header, status);
+        rpc_.ReplyError(from, request.header, status);
         return;
       }
     }
     if (kind == pb::PUSH) {
-      rpc_.Reply(from, request->header, Frame());
+      rpc_.Reply(from, request.header, Frame());
     } else {
-      pulls_.Pull(from, *std::move(request));
+      pulls_.Pull(from, std::move(request));
     }
     if (counters_.applied != applied) pulls_.Release();
   }
 
-  // The request with all that it names, if all of it can be found; else `frame` stays as it is.
-  absl::StatusOr<TableRequest> Resolve(Frame* frame) {
+  // Finds all that the request names, or leaves `frame` as it is.
+  absl::Status Resolve(Frame* frame, TableRequest* request) {
     absl::StatusOr<HostedTable*> table = Route(frame->header);
     if (!table.ok()) return table.status();
     if (frame->header.kind() == pb::PUSH_PULL && !frame->header.has_pull_tick()) {
       return absl::InvalidArgumentError("a PUSH_PULL needs the pull_tick that it is to read for");
     }
-    KeyCache* keys = &workers_[frame->header.rank()].keys;
-    return ResolveRequest(frame, *table, keys);
+    return ResolveRequest(frame, *table, &workers_[frame->header.rank()].keys, request);
   }
 
   void OnLeave(NodeId from, const Frame& request) {

@@ -86,18 +86,18 @@ void RememberKeys(const pb::FrameHeader& header, const TableRequest& request, Ke
 
 }  // namespace
 
-absl::StatusOr<TableRequest> ResolveRequest(Frame* frame, HostedTable* table, KeyCache* cache) {
+absl::Status ResolveRequest(Frame* frame, HostedTable* table, KeyCache* cache,
+                            TableRequest* request) {
   const pb::FrameHeader& header = frame->header;
-  TableRequest request;
-  request.table = table;
-  absl::Status status = FindPartitions(header, *table, &request.partitions);
+  request->table = table;
+  absl::Status status = FindPartitions(header, *table, &request->partitions);
   if (!status.ok()) return status;
-  request.payload = SplitPayload(*frame);
+  request->payload = SplitPayload(*frame);
   uint64_t bytes = 0;
-  for (size_t i = 0; i < request.partitions.size(); ++i) {
+  for (size_t i = 0; i < request->partitions.size(); ++i) {
     const pb::Part& part = header.part(static_cast<int>(i));
-    const HostedPartition& partition = *request.partitions[i];
-    if (header.kind() == pb::PULL && !request.payload[i].values.empty()) {
+    const HostedPartition& partition = *request->partitions[i];
+    if (header.kind() == pb::PULL && !request->payload[i].values.empty()) {
       return absl::InvalidArgumentError(
           absl::StrFormat("table %d, partition %d: a PULL carries values, allowed are keys only",
                           header.table(), part.partition()));
@@ -109,7 +109,7 @@ absl::StatusOr<TableRequest> ResolveRequest(Frame* frame, HostedTable* table, Ke
                           part.partition()));
     }
     if (part.keys() > 0) {
-      status = FindKeys(header, part, partition, cache, &request.payload[i]);
+      status = FindKeys(header, part, partition, cache, &request->payload[i]);
       if (!status.ok()) return status;
     }
     bytes += partition.values(part.keys()) * sizeof(float);
@@ -119,9 +119,9 @@ absl::StatusOr<TableRequest> ResolveRequest(Frame* frame, HostedTable* table, Ke
                           header.table(), TableRequest::kMaxValueBytes));
     }
   }
-  RememberKeys(header, request, cache);
-  request.header = std::move(frame->header);
-  return request;
+  RememberKeys(header, *request, cache);
+  request->header = std::move(frame->header);
+  return absl::OkStatus();
 }
 
 }  // namespace parley

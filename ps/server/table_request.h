@@ -8,7 +8,7 @@
 
 #include <vector>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "proto/wire.pb.h"
 #include "ps/base/buffer.h"
 #include "ps/server/hosted_table.h"
@@ -39,8 +39,9 @@ struct TableRequest {
 // their digest. Takes the header out of `frame` if all is good, else leaves it as it is. Lists that
 // came with their digest are in `cache`, the sender's, from then on. kInvalidArgument names the
 // part and what is wrong with it. kNotFound: a digest that is not known; the sender should send the
-// lists.
-absl::StatusOr<TableRequest> ResolveRequest(Frame* frame, HostedTable* table, KeyCache* cache);
+// lists. After an error `request` holds anything.
+absl::Status ResolveRequest(Frame* frame, HostedTable* table, KeyCache* cache,
+                            TableRequest* request);
 
 }  // namespace parley
 

@@ -7,6 +7,7 @@
 //   payload bytes, then the first part
 #include <zlib.h>
 
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -52,7 +53,8 @@ void Run(FuzzInput input) {
   }
   const pb::FrameHeader& header = frame->header;
   Check(header.kind() != pb::KIND_UNKNOWN, "a frame has a kind");
-  Check(header.weight() >= 0 && header.weight() < 1e309, "a weight is finite and not negative");
+  Check(header.weight() >= 0 && std::isfinite(header.weight()),
+        "a weight is finite and not negative");
   Check(static_cast<size_t>(header.part_size()) <= kMaxParts, "parts are bounded");
   Check(CheckPayload(header, frame->payload).ok(), "a decoded frame's payload fits its parts");
   const std::vector<PartPayload> parts = SplitPayload(*frame);

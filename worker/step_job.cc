@@ -39,7 +39,8 @@ absl::Status StepJob::RunStages(absl::FunctionRef<void(size_t stage)> on_backwar
     on_backward(stage);
   }
   if (workload_->embedding.has_value()) {
-    workload_->embedding->Scatter(keys(), dx_.data(), step_.row_gradients.mutable_floats());
+    workload_->embedding->Scatter(keys(step_.position), dx_.data(),
+                                  step_.row_gradients.mutable_floats());
     on_backward(kEmbedding);
   }
   finished_ = true;
@@ -50,36 +51,39 @@ absl::Status StepJob::RunStages(absl::FunctionRef<void(size_t stage)> on_backwar
 absl::Status StepJob::Begin() {
   Load(step_.position);
   begun_ = true;
-  step_rows_ = batch_.ids.size();
+  const Batch& batch = *Find(step_.position);
+  step_rows_ = batch.rows.ids.size();
   Model& model = *workload_->model;
   model.BindParameters(step_.parameters.floats());
   model.BindGradients(step_.gradients.mutable_floats());
-  float* dx = nullptr;
+  BatchView view{.rows = step_rows_, .x = batch.values.data(), .labels = batch.labels.data()};
   if (workload_->embedding.has_value()) {
     const Embedding& embedding = *workload_->embedding;
     x_.resize(step_rows_ * embedding.output().size());
     dx_.resize(x_.size());
-    dx = dx_.data();
-    embedding.Gather(keys(), step_.rows.floats(), x_.data());
+    embedding.Gather(batch.keys, step_.rows.floats(), x_.data());
+    view.x = x_.data();
+    view.dx = dx_.data();
   }
-  return model.Begin({.rows = step_rows_, .x = x_.data(), .labels = labels_.data(), .dx = dx},
-                     {.train = true, .tick = step_.tick, .first_row = batch_.first_row});
+  return model.Begin(view, {.train = true, .tick = step_.tick, .first_row = batch.rows.first_row});
 }
 
 void StepJob::Load(Position position) {
-  if (loaded_ == position) return;
+  if (Find(position) != nullptr) return;
   const Dataset& train = *workload_->data.train;
-  batch_ = sampler_.Batch(position.epoch, position.index);
-  x_.resize(batch_.ids.size() * train.shape().size());
-  labels_.resize(batch_.ids.size());
-  train.Read(batch_.ids, x_.data(), labels_.data());
+  last_ = 1 - last_;
+  Batch& batch = batches_[last_];
+  batch.rows = sampler_.Batch(position.epoch, position.index);
+  const std::vector<uint64_t>& ids = batch.rows.ids;
+  batch.values.resize(ids.size() * train.shape().size());
+  batch.labels.resize(ids.size());
+  train.Read(ids, batch.values.data(), batch.labels.data());
   if (workload_->embedding.has_value()) {
-    raw_keys_.resize(batch_.ids.size() * train.keys_per_row());
-    train.ReadKeys(batch_.ids, raw_keys_.data());
-    current_keys_ = 1 - current_keys_;
-    workload_->embedding->Index(raw_keys_, &keys_[current_keys_]);
+    raw_keys_.resize(ids.size() * train.keys_per_row());
+    train.ReadKeys(ids, raw_keys_.data());
+    workload_->embedding->Index(raw_keys_, &batch.keys);
   }
-  loaded_ = position;
+  batch.position = position;
 }
 
 }  // namespace parley

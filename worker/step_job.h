@@ -7,7 +7,8 @@
 //
 // With an embedding the model's input is gathered from rows that must be there before a run may
 // begin, and the gradients of the rows come after the last Backward. Which rows a batch needs is
-// known once it is read.
+// known once it is read; so that they can be asked for early, the next batch is then not read by
+// the run but by a Load of its own, while the rows of this one are on their way.
 //
 // Thread-safety: between Prepare and the end of a run only SetReady may be called; the loop orders
 // the rest by starting a run only when the last has ended. Holds all it touches, so that a run may
@@ -63,13 +64,14 @@ class StepJob {
   // Off the loop. `on_backward` is called on the running thread after each stage's Backward.
   void Run(absl::FunctionRef<void(size_t stage)> on_backward);
 
-  // Off the loop, between runs: reads the batch of `position`, unless it is the one read last.
+  // Off the loop, between runs: reads the batch of `position`, unless it is there. The one read
+  // before stays, older ones go.
   void Load(Position position);
-  // Between runs: whether the batch of `position` is the one read last.
-  bool loaded(Position position) const { return loaded_ == position; }
-  // With an embedding: the keys of the batch read last. They stay as they are until the batch
-  // after the next is read, so a step's are there until its successor runs.
-  const KeyBatch& keys() const { return keys_[current_keys_]; }
+  // Not during a Load: whether the batch of `position` is there.
+  bool loaded(Position position) const { return Find(position) != nullptr; }
+  // With an embedding: its keys, which stay until the batch after the next is read.
+  // REQUIRES: loaded(position), and the same.
+  const KeyBatch& keys(Position position) const { return Find(position)->keys; }
 
   size_t forward_done() const { return forward_done_; }  // stages of the current step
   bool finished() const { return finished_; }            // or failed
@@ -78,6 +80,19 @@ class StepJob {
   uint64_t rows() const { return step_rows_; }
 
  private:
+  struct Batch {
+    std::optional<Position> position;
+    WorkerBatch rows;
+    std::vector<float> values;
+    std::vector<int32_t> labels;
+    KeyBatch keys;
+  };
+  const Batch* Find(Position position) const {
+    for (const Batch& batch : batches_) {
+      if (batch.position == position) return &batch;
+    }
+    return nullptr;
+  }
   absl::Status Begin();
   absl::Status RunStages(absl::FunctionRef<void(size_t stage)> on_backward);
 
@@ -94,16 +109,11 @@ class StepJob {
   absl::Status status_;
   BatchResult result_;
 
-  // The batch that was read last. One is enough: the next is read when this one's Backward is over.
-  std::optional<Position> loaded_;
-  WorkerBatch batch_;
-  std::vector<float> x_;
-  std::vector<int32_t> labels_;
-  // With an embedding. The loop pushes the keys of one step while those of the next are read.
-  std::vector<uint64_t> raw_keys_;
-  KeyBatch keys_[2];
-  int current_keys_ = 0;
-  std::vector<float> dx_;
+  // The two batches that were read last, in turn: one for the step, one ahead.
+  Batch batches_[2];
+  int last_ = 0;
+  std::vector<uint64_t> raw_keys_;  // scratch
+  std::vector<float> x_, dx_;       // with an embedding: the model's input and its gradient
 };
 
 }  // namespace parley

@@ -128,13 +128,14 @@ void Trainer::PushDense(double weight, absl::Span<const uint32_t> partitions) {
 
 // The rows of this tick's keys, once it is known which they are.
 void Trainer::MaybePullRows() {
-  if (phase_ != Phase::kTraining || rows_asked_ || running_ || tick_ >= epoch_end_) return;
-  if (!job_->loaded(PositionOf(tick_))) {
-    ReadAhead();
+  if (phase_ != Phase::kTraining || rows_asked_ || reading_ || tick_ >= epoch_end_) return;
+  const StepJob::Position position = PositionOf(tick_);
+  if (!job_->loaded(position)) {
+    if (!running_) Read(position);
     return;
   }
   rows_asked_ = true;
-  keys_ = &job_->keys();
+  keys_ = &job_->keys(position);
   const uint64_t bytes = keys_->keys.size() * sparse_->dim() * sizeof(float);
   row_values_ = pool_->Allocate(bytes);
   row_gradients_ = pool_->Allocate(bytes);
@@ -143,16 +144,27 @@ void Trainer::MaybePullRows() {
     rows_pulled_ = true;
     MaybeCompute();
   });
+  MaybeReadAhead();
 }
 
-// A batch that no step before it has read.
-void Trainer::ReadAhead() {
-  running_ = true;
-  env_->Offload([job = job_, position = PositionOf(tick_)] { job->Load(position); },
+// The keys of the next tick, while this one's rows are on their way.
+void Trainer::MaybeReadAhead() {
+  if (phase_ != Phase::kTraining || sparse_ == nullptr || tick_ >= epoch_end_) return;
+  if (!rows_asked_ || running_ || reading_) return;
+  const std::optional<StepJob::Position> next = NextPosition();
+  if (next.has_value() && !job_->loaded(*next)) Read(*next);
+}
+
+void Trainer::Read(StepJob::Position position) {
+  reading_ = true;
+  env_->Offload([job = job_, position] { job->Load(position); },
                 [this, alive = std::weak_ptr<bool>(alive_)] {
                   if (alive.expired()) return;
-                  running_ = false;
+                  reading_ = false;
                   MaybePullRows();
+                  MaybeReadAhead();
+                  MaybeCompute();
+                  MaybeEndEpoch();
                 });
 }
 
@@ -182,8 +194,8 @@ void Trainer::OnPulled(uint64_t tick, const PullResult& result) {
 }
 
 void Trainer::MaybeCompute() {
-  if (phase_ != Phase::kTraining || running_ || tick_ >= epoch_end_ || rows_ == 0) return;
-  if (!rows_pulled_) return;
+  if (phase_ != Phase::kTraining || running_ || reading_ || tick_ >= epoch_end_) return;
+  if (rows_ == 0 || !rows_pulled_) return;
   if (!prepared_ && ready_.count() > 0) PrepareStep();
   if (!prepared_ || job_->finished() || ready_.count() <= job_->forward_done()) return;
   StartRun();
@@ -193,7 +205,7 @@ void Trainer::PrepareStep() {
   gradients_ = pool_->Allocate(dense_->layout().elements() * sizeof(float));
   job_->Prepare({.tick = tick_,
                  .position = PositionOf(tick_),
-                 .next = NextPosition(),
+                 .next = sparse_ == nullptr ? NextPosition() : std::nullopt,
                  .parameters = parameters_,
                  .gradients = gradients_,
                  .rows = row_values_,
@@ -224,7 +236,6 @@ void Trainer::StartRun() {
 void Trainer::OnBackward(size_t stage) {
   if (phase_ != Phase::kTraining) return;  // failed meanwhile
   if (stage == StepJob::kEmbedding) {
-    // The job is reading the next batch by now, but not into these keys.
     sparse_->Push(tick_, static_cast<double>(rows_), keys_->keys, row_gradients_.floats(), nullptr);
     rows_pushed_ = true;
     MaybeEndTick();
@@ -266,12 +277,13 @@ void Trainer::OnRunDone() {
     Spend(EpochMeter::Activity::kWait);  // forward stands still until more weights come
   }
   MaybePullRows();
+  MaybeReadAhead();
   MaybeCompute();
   MaybeEndEpoch();
 }
 
 void Trainer::MaybeEndEpoch() {
-  if (phase_ != Phase::kTraining || tick_ < epoch_end_ || running_) return;
+  if (phase_ != Phase::kTraining || tick_ < epoch_end_ || running_ || reading_) return;
   if (options_.experiment.training().evaluate()) {
     phase_ = Phase::kEvaluating;
     dense_->Pull(

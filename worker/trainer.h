@@ -12,8 +12,8 @@
 // Per tick and while the weights are there, one hand-over to another thread and back.
 //
 // With an embedding a tick also pulls the rows of its batch's keys before it computes, and pushes
-// their gradients after the last Backward. The keys are known once the batch is read, at the end of
-// the step before; the pull of the rows leaves then, which is after that step's pushes.
+// their gradients after the last Backward. The batch of the next tick is read while these rows are
+// on their way, so that its rows are asked for right behind the push of this tick's gradients.
 //
 // A tick in which this worker has no samples (a small last batch) is pushed with weight 0 and no
 // payload: the servers need to hear that nothing comes.
@@ -82,7 +82,8 @@ class Trainer {
   void BeginEpoch();
   void BeginTick();
   void MaybePullRows();
-  void ReadAhead();
+  void MaybeReadAhead();
+  void Read(StepJob::Position position);
   bool Fuses() const;
   void OpenNextPull();
   void PushDense(double weight, absl::Span<const uint32_t> partitions);
@@ -148,6 +149,7 @@ class Trainer {
   std::optional<PullResult> next_pulled_;
   Buffer gradients_;      // fresh for each tick: pushes refer to it until acknowledged
   bool running_ = false;  // a run of the job is off the loop
+  bool reading_ = false;  // so is a Load of it, for an embedding; never both
   // With an embedding; without, as if all were there.
   bool rows_asked_ = false, rows_pulled_ = false, rows_pushed_ = false;
   const KeyBatch* keys_ = nullptr;     // the job's

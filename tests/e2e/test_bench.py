@@ -63,6 +63,11 @@ class Bench(harness.E2eTest):
         report, _ = self.bench("rate", "--table-keys", "1000", "--in-flight", "500", "--transport", "tcp")
         self.check(report, "M/s", ["update"])
 
+    def test_shared_memory_is_what_is_used(self):
+        report, _ = self.bench("dense", "--bytes", "262144", "--transport", "shm")
+        results = self.check(report, "GB/s", ["push", "pull", "push_then_pull", "push_pull"])
+        self.assertEqual({r["path"] for r in results.values()}, {"shm"})
+
     def test_epoch(self):
         report, _ = self.bench("epoch", "--experiment", harness.TINY, "--set", "training.epochs=2", "--transport",
                                "tcp")

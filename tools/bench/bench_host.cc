@@ -25,23 +25,24 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr absl::Duration kSchedulerStart = absl::Seconds(10);
-// In front of the log line of a transport that says how a pair's payloads travel.
-constexpr char kPathMark[] = "payloads travel by ";
-
 std::string ReadWhole(const std::string& path) {
   std::ostringstream text;
   text << std::ifstream(path).rdbuf();
   return text.str();
 }
 
-// The ways that the log tells of, each once, in alphabetical order.
+// How payloads travel, as a worker's transport logs it for each pair - "node 4f.. over tcp://..",
+// "node 4f.. over shared memory" - each way once. The scheduler is no part of it.
 std::string PathsIn(const std::string& log) {
   std::set<std::string> paths;
   for (absl::string_view line : absl::StrSplit(log, '\n')) {
-    const size_t at = line.find(kPathMark);
-    if (at == absl::string_view::npos) continue;
-    absl::string_view rest = line.substr(at + sizeof(kPathMark) - 1);
-    paths.insert(std::string(rest.substr(0, rest.find_first_of(" ,;:"))));
+    const size_t at = line.find(" over ");
+    if (at == absl::string_view::npos || !absl::StrContains(line, "node ") ||
+        absl::StrContains(line, "node scheduler")) {
+      continue;
+    }
+    absl::string_view path = line.substr(at + 6);
+    paths.insert(std::string(absl::StartsWith(path, "shared") ? "shm" : path.substr(0, 3)));
   }
   return absl::StrJoin(paths, " and ");
 }
@@ -138,8 +139,10 @@ absl::Status BenchHost::StartCluster(Supervisor* supervisor, const BenchPlan& pl
   if (!endpoint.ok()) return endpoint.status();
   for (uint32_t rank = 0; rank < plan.servers; ++rank) {
     ChildSpec server = spec("server", "parley-server", rank);
-    server.args.insert(server.args.end(), {"--scheduler", *endpoint, "--rank", absl::StrCat(rank),
-                                           "--shards", absl::StrCat(plan.shards)});
+    server.args.insert(server.args.end(),
+                       {"--scheduler", *endpoint, "--rank", absl::StrCat(rank), "--shards",
+                        absl::StrCat(plan.shards), "--transport", plan.transport, "--spin-us",
+                        absl::StrCat(plan.spin_us)});
     if (ipc) server.args.push_back(absl::StrCat("--bind=ipc://", directory, "/server-", rank));
     if (absl::Status s = supervisor->Start(std::move(server)); !s.ok()) return s;
   }

@@ -10,6 +10,8 @@ namespace parley {
 namespace {
 
 constexpr uint32_t kSparsePartitions = 16;
+// About what waking a sleeping thread takes.
+constexpr uint32_t kSpinMicroseconds = 50;
 // Small enough that weights stay finite however long it runs.
 constexpr float kLearningRate = 1e-6f;
 
@@ -28,6 +30,9 @@ void BenchPlan::AddFlags(FlagSet* flags) {
       .Choice("transport", &transport, {"tcp", "ipc", "shm", "auto"}, "how payloads travel")
       .Number("partition-kib", &partition_kib, 4, 65536, "size of a dense partition")
       .Number("max-request-kib", &max_request_kib, 4, 65536, "larger requests are cut")
+      .OptionalNumber("spin-us", &spin_us, 1, 1'000'000,
+                      "microseconds that loops look for work before sleeping; else 50 over shared "
+                      "memory if every loop has a core")
       .Text("codec", &codec, "NAME", "payload codec of pushes: none, fp16, bf16, int8, ...")
       .Text("pull-codec", &pull_codec, "NAME", "payload codec of pulls: none, fp16 or bf16")
       .Number("zstd-level", &zstd_level, 0, 19, "zstd on top of the codec; 0 = off")
@@ -47,7 +52,11 @@ void BenchPlan::AddFlags(FlagSet* flags) {
       .Number("round-ms", &round_ms, 10, 600'000, "length of a round");
 }
 
-void BenchPlan::Resolve() {
+void BenchPlan::Resolve(uint32_t cores) {
+  const bool shared_memory = transport == "shm" || transport == "auto";
+  if (spin_us == 0 && shared_memory && servers * shards + workers <= cores) {
+    spin_us = kSpinMicroseconds;
+  }
   if (bytes == 0) bytes = load == "latency" ? 4 << 10 : 1 << 20;
   if (in_flight > 0) return;
   if (load == "dense") in_flight = bytes <= (4u << 20) ? 8 : 1;
@@ -67,11 +76,12 @@ std::vector<std::string> BenchPlan::ToArgs() const {
   add("transport", transport);
   add("partition-kib", partition_kib);
   add("max-request-kib", max_request_kib);
+  if (spin_us > 0) add("spin-us", spin_us);
   add("codec", codec);
   add("pull-codec", pull_codec);
   add("zstd-level", zstd_level);
-  add("bytes", bytes);
-  add("in-flight", in_flight);
+  if (bytes > 0) add("bytes", bytes);
+  if (in_flight > 0) add("in-flight", in_flight);
   add("keys", keys);
   add("table-keys", table_keys);
   add("dim", dim);
@@ -124,6 +134,7 @@ std::vector<std::pair<std::string, std::string>> BenchPlan::Settings() const {
     add("key_lists", key_lists);
   }
   add("max_request_kib", max_request_kib);
+  add("spin_us", spin_us);
   add("in_flight", in_flight);
   add("rounds", rounds);
   add("round_ms", round_ms);

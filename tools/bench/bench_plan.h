@@ -19,6 +19,8 @@ struct BenchPlan {
   uint32_t servers = 1, workers = 1, shards = 1;
   std::string transport = "auto";  // tcp, ipc, shm, auto
   uint32_t partition_kib = 256, max_request_kib = 1024;
+  // How long loops look for work before they sleep. 0: as Resolve finds fit.
+  uint32_t spin_us = 0;
   // How values travel: names of payload codecs and zstd's level on top.
   std::string codec = "none", pull_codec = "none";
   uint32_t zstd_level = 0;
@@ -38,8 +40,9 @@ struct BenchPlan {
 
   // The flags of all fields above but `load`; also those that only workers need.
   void AddFlags(FlagSet* flags);
-  // Sets what is 0 for "as usual" and was not given.
-  void Resolve();
+  // Sets what is 0 for "as usual" and was not given. Loops spin over shared memory if each has a
+  // core to itself of the `cores`; over sockets, where other threads carry the bytes, they do not.
+  void Resolve(uint32_t cores);
   // The same as arguments that AddFlags reads back.
   std::vector<std::string> ToArgs() const;
   // kInvalidArgument names the flag, its value and what is allowed, beyond what flags check.

@@ -1,5 +1,7 @@
 #include "tools/bench/suites.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 
@@ -160,7 +162,8 @@ std::vector<BenchPlan> SuitePlans(const std::string& name, const BenchPlan& plan
   } else if (name != "epoch" && name != "limits") {
     plans.push_back(plan);
   }
-  for (BenchPlan& one : plans) one.Resolve();
+  const auto cores = static_cast<uint32_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+  for (BenchPlan& one : plans) one.Resolve(cores);
   return plans;
 }
 

@@ -3,10 +3,12 @@
 #include <optional>
 #include <string>
 
+#include "ps/base/buffer.h"
+#include "ps/base/shared_arenas.h"
 #include "ps/config/flags.h"
 #include "ps/net/node_name.h"
+#include "ps/net/path_transport.h"
 #include "ps/net/process.h"
-#include "ps/net/zmq_transport.h"
 #include "tools/bench/bench_node.h"
 
 namespace parley {
@@ -14,20 +16,25 @@ namespace {
 
 constexpr char kProgram[] = "parley-bench-worker";
 
+// As parley-worker's.
+constexpr size_t kPoolCacheBytes = size_t{256} << 20;
+
 struct Flags {
   std::string scheduler, job, directory, log;
   uint32_t rank = 0;
   BenchPlan plan;
 };
 
-absl::Status AddBenchNode(NodeProcess& process, const Flags& flags, BufferPool* pool) {
+absl::Status AddBenchNode(NodeProcess& process, const Flags& flags,
+                          std::shared_ptr<SharedArenas> arenas, BufferPool* pool) {
   return process.AddNode(
-      {.offload_threads = 0},
+      {.offload_threads = 0, .spin = absl::Microseconds(flags.plan.spin_us)},
       [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
-        ZmqTransport::Options options;
+        PathTransport::Options options;
         options.self = NodeId{env->Random()};
+        options.arenas = arenas;
         options.log = [&process](const std::string& line) { process.Log(line); };
-        return ZmqTransport::Create(env, std::move(options));
+        return PathTransport::Create(env, std::move(options));
       },
       [&](const NodeProcess::Seat& seat) {
         BenchNode::Options options;
@@ -55,12 +62,14 @@ int Main(int argc, char** argv) {
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   flags.plan.AddFlags(&set);
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
+  // Memory that servers on this machine can read without a copy; it outlives the node.
+  const auto arenas = std::make_shared<SharedArenas>();
+  BufferPool pool(kPoolCacheBytes, arenas);
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
   absl::Status status = flags.plan.Check();
-  BufferPool pool;
-  if (status.ok()) status = AddBenchNode(**process, flags, &pool);
+  if (status.ok()) status = AddBenchNode(**process, flags, arenas, &pool);
   if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   return (*process)->Run();
 }

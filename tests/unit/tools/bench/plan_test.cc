@@ -31,6 +31,7 @@ TEST(BenchPlanTest, CrossesToWorkersAsArguments) {
   plan.transport = "tcp";
   plan.codec = "int8";
   plan.pull_codec = "fp16";
+  plan.spin_us = 33;
   plan.zstd_level = 3;
   plan.bytes = 4096;
   plan.in_flight = 7;
@@ -54,21 +55,33 @@ TEST(BenchPlanTest, CrossesToWorkersAsArguments) {
 TEST(BenchPlanTest, ResolvesWhatIsAsUsual) {
   BenchPlan plan;
   plan.bytes = 64 << 20;
-  plan.Resolve();
+  plan.Resolve(2);
   EXPECT_EQ(plan.in_flight, 1);
   BenchPlan small;
-  small.Resolve();
+  small.Resolve(2);
   EXPECT_EQ(small.bytes, 1 << 20);
   EXPECT_EQ(small.in_flight, 8);
   BenchPlan given;
   given.in_flight = 3;
-  given.Resolve();
+  given.Resolve(2);
   EXPECT_EQ(given.in_flight, 3);
+}
+
+TEST(BenchPlanTest, LoopsSpinOnlyWithACoreEachAndSharedMemory) {
+  const auto spin = [](BenchPlan plan, uint32_t cores) {
+    plan.Resolve(cores);
+    return plan.spin_us;
+  };
+  EXPECT_GT(spin({.transport = "shm"}, 2), 0);
+  EXPECT_EQ(spin({.transport = "shm"}, 1), 0);
+  EXPECT_EQ(spin({.transport = "tcp"}, 2), 0);
+  EXPECT_EQ(spin({.servers = 2, .workers = 2, .transport = "shm"}, 2), 0);
+  EXPECT_EQ(spin({.transport = "tcp", .spin_us = 7}, 1), 7);
 }
 
 TEST(BenchPlanTest, RefusesWhatCannotBe) {
   const auto message = [](BenchPlan plan) {
-    plan.Resolve();
+    plan.Resolve(2);
     return std::string(plan.Check().message());
   };
   EXPECT_EQ(message({}), "");

@@ -47,7 +47,7 @@ class SameWeights(harness.E2eTest):
                 for n in servers for k in shards for t in transports]
 
     def test_tiny(self):
-        layouts = self.layouts((1, 2, 3), (1, 2), ("TCP", "IPC"))
+        layouts = self.layouts((1, 2, 3), (1, 2), ("TCP", "IPC")) + self.layouts((1, 3), (2,), ("SHM", "AUTO"))
         layouts += [(), (), ("cluster.partition_kib=8",), ("cluster.max_request_kib=4",)]
         found = self.hashes(harness.TINY, (), layouts)
         found["in one process"] = self.local(harness.TINY, ())
@@ -72,7 +72,7 @@ class SameWeights(harness.E2eTest):
 
     def test_with_and_without_push_pull(self):
         found = self.hashes(harness.TINY, (), [(f"cluster.push_pull={on}", f"cluster.transport={t}")
-                                               for on in ("true", "false") for t in ("TCP", "IPC")])
+                                               for on in ("true", "false") for t in ("TCP", "IPC", "SHM")])
         self.assert_all_equal(found)
 
     # A partition is what a codec encodes at a time, so that it does not matter which server has it.

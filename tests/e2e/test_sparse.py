@@ -54,6 +54,7 @@ class SparseTest(harness.E2eTest):
 class SameRows(SparseTest):
     def test_servers_shards_and_transports(self):
         layouts = [(f"cluster.servers={n}", f"cluster.transport={t}") for n in (1, 2, 3) for t in ("TCP", "IPC")]
+        layouts += [("cluster.servers=2", "cluster.transport=SHM"), ("cluster.servers=3", "cluster.transport=AUTO")]
         layouts += [("cluster.servers=2", "cluster.shards_per_server=2"), ("cluster.max_request_kib=4",),
                     ("cluster.push_pull=false",)]
         self.assert_all_equal(CLICKS, SHORT, layouts)
@@ -113,6 +114,14 @@ class ClickLogs(SparseTest):
     # Key 7 means yes, key 8 no; the rest is noise. Lines of three and of five keys.
     GOOD = [f"{7 + i % 2},{100 + i % 37}:1,{1 << 60 | i % 11}{',5,6' if i % 3 == 0 else ''}\t{1 - i % 2}\n"
             for i in range(400)]
+
+    def test_the_example_of_the_guide(self):
+        guide = (harness.ROOT / "docs" / "guide.md").read_text()
+        text = re.search(r'^```\n(name: "clicks"\n.*?)^```$', guide, re.MULTILINE | re.DOTALL).group(1)
+        self.write(self.GOOD)
+        path = self.dir / "guide.textproto"
+        path.write_text(text.replace("clicks.tsv.gz", str(self.dir / "clicks.tsv")))
+        self.assert_all_equal(path, ("training.global_batch=64",), [()])
 
     def test_plain_and_gzip(self):
         results = []

@@ -10,8 +10,9 @@
 // known once it is read; so that they can be asked for early, the next batch is then not read by
 // the run but by a Load of its own, while the rows of this one are on their way.
 //
-// Thread-safety: between Prepare and the end of a run only SetReady may be called; the loop orders
-// the rest by starting a run only when the last has ended. Holds all it touches, so that a run may
+// Thread-safety: between Prepare and the end of a run only SetReady may be called, and, if the run
+// reads no batch ahead, loaded and keys; the loop orders the rest by starting a run or a Load only
+// when the last has ended. Holds all it touches, so that a run may
 // outlive the trainer.
 #ifndef PARLEY_WORKER_STEP_JOB_H_
 #define PARLEY_WORKER_STEP_JOB_H_

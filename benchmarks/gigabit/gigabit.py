@@ -100,8 +100,8 @@ def train(args, codec, seed, directory):
         scheduler = network.start("scheduler", command, log("scheduler"))
         endpoint = wait_for_file(endpoint_file, scheduler, log("scheduler"))
         for rank, name in enumerate(servers):
-            network.start(name, [program("parley-server"), "--scheduler", endpoint, "--rank", str(rank), "--bind",
-                                 f"tcp://{network.address(name)}:0"], log(name))
+            network.start(name, [program("parley-server"), "--scheduler", endpoint, "--rank", str(rank), "--transport", "tcp",
+                                 "--bind", f"tcp://{network.address(name)}:0"], log(name))
         for rank, name in enumerate(workers):
             network.start(name, [program("parley-worker"), "--scheduler", endpoint, "--rank", str(rank)], log(name))
         try:

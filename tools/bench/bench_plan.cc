@@ -42,7 +42,8 @@ void BenchPlan::AddFlags(FlagSet* flags) {
                       "on their way at once; else dense: 8 vectors up to 4 MiB and 1 above, "
                       "latency: 1, sparse: 4 requests, rate: 20,000 updates")
       .Number("keys", &keys, 1, 1'000'000, "sparse: keys of a request")
-      .Number("table-keys", &table_keys, 1, 1'000'000'000, "sparse, rate: rows that the table has")
+      .OptionalNumber("table-keys", &table_keys, 1, 1'000'000'000,
+                      "sparse, rate: rows that the table has; else 10,000,000 and 100,000")
       .Number("dim", &dim, 1, 4096, "sparse, rate: floats of a row")
       .Number("key-lists", &key_lists, 0, 1000,
               "sparse: requests repeat so many key lists; 0 = no two are alike")
@@ -58,6 +59,7 @@ void BenchPlan::Resolve(uint32_t cores) {
     spin_us = kSpinMicroseconds;
   }
   if (bytes == 0) bytes = load == "latency" ? 4 << 10 : 1 << 20;
+  if (table_keys == 0) table_keys = load == "rate" ? 100'000 : 10'000'000;
   if (in_flight > 0) return;
   if (load == "dense") in_flight = bytes <= (4u << 20) ? 8 : 1;
   if (load == "latency") in_flight = 1;
@@ -83,7 +85,7 @@ std::vector<std::string> BenchPlan::ToArgs() const {
   if (bytes > 0) add("bytes", bytes);
   if (in_flight > 0) add("in-flight", in_flight);
   add("keys", keys);
-  add("table-keys", table_keys);
+  if (table_keys > 0) add("table-keys", table_keys);
   add("dim", dim);
   add("key-lists", key_lists);
   add("distribution", distribution);

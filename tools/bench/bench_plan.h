@@ -29,9 +29,9 @@ struct BenchPlan {
   uint32_t bytes = 0;      // 0: as the load is usually measured (Resolve)
   uint32_t in_flight = 0;  // vectors; sparse: requests; rate: updates. 0: as usual
   // Sparse tables.
-  uint32_t keys = 100'000;  // of a request
-  uint32_t table_keys = 10'000'000, dim = 16;
-  uint32_t key_lists = 0;  // requests repeat so many lists; 0: no two are alike
+  uint32_t keys = 100'000;            // of a request
+  uint32_t table_keys = 0, dim = 16;  // table_keys 0: as usual
+  uint32_t key_lists = 0;             // requests repeat so many lists; 0: no two are alike
   std::string distribution = "uniform";
   std::string row_type = "fp32";
   // Time.

@@ -1,0 +1,317 @@
+// What ShmTransport lends: that it is not copied, that it comes back - also from the dead -, that
+// it is bounded, and what happens where there is nothing to lend from. Real processes.
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <functional>
+#include <latch>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "ps/base/loop_env.h"
+#include "ps/base/payload_copy.h"
+#include "ps/base/shared_arenas.h"
+#include "ps/net/shm/shm_transport.h"
+#include "tests/conformance/transport_rig.h"
+
+namespace parley {
+namespace {
+
+constexpr NodeId kParent{0xa0a0a0a0a0a0a0a0}, kChild{0xb0b0b0b0b0b0b0b0};
+constexpr size_t kMiB = size_t{1} << 20;
+
+// A node with a thread.
+class Node {
+ public:
+  explicit Node(ShmTransport::Options options) {
+    absl::StatusOr<std::unique_ptr<ShmTransport>> made =
+        ShmTransport::Create(&env_, std::move(options));
+    EXPECT_TRUE(made.ok()) << made.status();
+    transport_ = *std::move(made);
+    transport_->SetReceiver([this](NodeId, Frame frame) {
+      std::lock_guard lock(mu_);
+      frames_.push_back(std::move(frame));
+    });
+    thread_ = std::thread([this] { env_.Run(); });
+  }
+  ~Node() {
+    env_.Stop();
+    thread_.join();
+  }
+
+  void Do(std::function<void(ShmTransport&)> task) {
+    std::latch done(1);
+    env_.Post([&] {
+      task(*transport_);
+      done.count_down();
+    });
+    done.wait();
+  }
+  absl::Status Send(NodeId to, Frame frame) {
+    absl::Status status;
+    Do([&](ShmTransport& transport) { status = transport.Send(to, std::move(frame)); });
+    return status;
+  }
+  size_t LentTo(NodeId peer) {
+    size_t bytes = 0;
+    Do([&](ShmTransport& transport) { bytes = transport.LentTo(peer); });
+    return bytes;
+  }
+  std::string endpoint() const { return transport_->endpoint(); }
+  size_t received() {
+    std::lock_guard lock(mu_);
+    return frames_.size();
+  }
+  std::vector<Frame> Take() {
+    std::lock_guard lock(mu_);
+    return std::exchange(frames_, {});
+  }
+
+ private:
+  LoopEnv env_{{.offload_threads = 0}};
+  std::unique_ptr<ShmTransport> transport_;  // goes before the env
+  std::thread thread_;
+  std::mutex mu_;  // guards frames_
+  std::vector<Frame> frames_;
+};
+
+bool WaitFor(const std::function<bool()>& pred) {
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  while (std::chrono::steady_clock::now() < until) {
+    if (pred()) return true;
+    std::this_thread::yield();
+  }
+  return pred();
+}
+
+// Another process with a node that listens. Made before this one has threads.
+class ChildProcess {
+ public:
+  // Told of each frame, in the child. What it keeps is held.
+  using Behaviour = std::function<void(Transport&, NodeId from, Frame frame)>;
+
+  explicit ChildProcess(Behaviour behaviour) {
+    int pipes[2];
+    EXPECT_EQ(pipe(pipes), 0);
+    const pid_t parent = getpid();
+    pid_ = fork();
+    if (pid_ == 0) Run(parent, pipes[1], behaviour);
+    close(pipes[1]);
+    char text[256];
+    const ssize_t size = read(pipes[0], text, sizeof(text));
+    close(pipes[0]);
+    endpoint_.assign(text, size > 0 ? static_cast<size_t>(size) : 0);
+    EXPECT_NE(endpoint_, "");
+  }
+  ~ChildProcess() { Kill(); }
+  void Kill() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(std::exchange(pid_, -1), nullptr, 0);
+  }
+  const std::string& endpoint() const { return endpoint_; }
+
+ private:
+  [[noreturn]] static void Run(pid_t parent, int fd, const Behaviour& behaviour) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) _exit(1);
+    LoopEnv env({.offload_threads = 0});
+    auto transport = ShmTransport::Create(&env, {.self = kChild, .bind = "shm://"});
+    if (!transport.ok()) _exit(1);
+    (*transport)->SetReceiver([&](NodeId from, Frame frame) {
+      behaviour(**transport, from, std::move(frame));
+    });
+    const std::string endpoint = (*transport)->endpoint();
+    if (write(fd, endpoint.data(), endpoint.size()) < 0) _exit(1);
+    env.Run();
+    _exit(0);
+  }
+
+  pid_t pid_ = -1;
+  std::string endpoint_;
+};
+
+struct Arena {
+  Buffer Noise(uint64_t seed, size_t size) {
+    Buffer buffer = pool.Allocate(size);
+    std::memcpy(buffer.mutable_data(), parley::Noise(seed, size).data(), size);
+    return buffer;
+  }
+  std::shared_ptr<SharedArenas> arenas = std::make_shared<SharedArenas>();
+  BufferPool pool{64 * kMiB, arenas};
+};
+
+// Answers with the payload itself, and with the bytes of payload that have been copied here so far.
+void EchoWithCopies(Transport& transport, NodeId from, Frame frame) {
+  Frame answer = MakeFrame(frame.header.tick(), std::move(frame.payload));
+  answer.header.set_pull_tick(CountPayloadCopies().bytes);
+  transport.Send(from, std::move(answer)).IgnoreError();
+}
+
+TEST(ShmLending, WhatLiesInAnArenaIsNeverCopied) {
+  ChildProcess child(EchoWithCopies);
+  Arena arena;
+  Node node({.self = kParent, .arenas = arena.arenas});
+  node.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, child.endpoint()).ok()); });
+  uint64_t childs = 0;
+  // Sends the payload there and back; the bytes copied here and there meanwhile.
+  const auto round = [&](Buffer payload) -> std::pair<uint64_t, uint64_t> {
+    const std::string expected(payload.view());
+    const uint64_t before = CountPayloadCopies().bytes;
+    EXPECT_TRUE(node.Send(kChild, MakeFrame(1, {std::move(payload)})).ok());
+    EXPECT_TRUE(WaitFor([&] { return node.received() > 0; }));
+    const std::vector<Frame> answer = node.Take();
+    if (answer.empty()) return {0, 0};
+    EXPECT_TRUE(answer[0].payload[0].view() == expected);
+    const uint64_t said = answer[0].header.pull_tick();
+    return {CountPayloadCopies().bytes - before, said - std::exchange(childs, said)};
+  };
+  using Copies = std::pair<uint64_t, uint64_t>;
+  // There it is read where it lies. Back it travels from memory that is not the child's own, so the
+  // child makes a copy once, in its arena - after it has told its count.
+  EXPECT_EQ(round(arena.Noise(1, kMiB)), (Copies{0, 0}));
+  EXPECT_EQ(round(arena.Noise(2, 100'000)), (Copies{0, kMiB}));
+  // From the heap it is copied into an arena once, here.
+  EXPECT_EQ(round(Noise(3, kMiB)), (Copies{kMiB, 100'000}));
+  // What is small is copied into the ring and out of it, on each side.
+  EXPECT_EQ(round(arena.Noise(4, 1024)), (Copies{2 * 1024, kMiB + 1024}));
+}
+
+TEST(ShmLending, TheDeadGiveBackWhatTheyHeld) {
+  std::vector<Frame> held;  // in the child
+  ChildProcess child([&](Transport& transport, NodeId from, Frame frame) {
+    held.push_back(std::move(frame));
+    if (held.size() == 20) transport.Send(from, MakeFrame(1)).IgnoreError();
+  });
+  Arena arena;
+  Node node({.self = kParent, .arenas = arena.arenas});
+  node.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, child.endpoint()).ok()); });
+  Buffer payload = arena.Noise(1, kMiB);
+  for (int i = 0; i < 20; ++i) {
+    ASSERT_TRUE(node.Send(kChild, MakeFrame(i, {payload.Slice(0, kMiB / 2)})).ok());
+  }
+  ASSERT_TRUE(WaitFor([&] { return node.received() == 1; }));
+  EXPECT_EQ(node.LentTo(kChild), 10 * kMiB);
+  EXPECT_FALSE(payload.unique());
+  child.Kill();
+  EXPECT_TRUE(WaitFor([&] { return node.LentTo(kChild) == 0; }));
+  EXPECT_TRUE(WaitFor([&] { return payload.unique(); }));
+}
+
+TEST(ShmLending, WhatTheDeadHaveLentStaysReadable) {
+  ChildProcess child([&](Transport& transport, NodeId from, Frame frame) {
+    transport.Send(from, MakeFrame(1, {Noise(7, frame.header.tick())})).IgnoreError();
+    if (frame.header.tick() == 0) kill(getpid(), SIGKILL);
+  });
+  Node node({.self = kParent});
+  node.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, child.endpoint()).ok()); });
+  ASSERT_TRUE(node.Send(kChild, MakeFrame(3 * kMiB)).ok());
+  ASSERT_TRUE(node.Send(kChild, MakeFrame(200'000)).ok());
+  ASSERT_TRUE(node.Send(kChild, MakeFrame(0)).ok());
+  ASSERT_TRUE(WaitFor([&] { return node.received() >= 2; }));
+  child.Kill();
+  const std::vector<Frame> frames = node.Take();
+  EXPECT_TRUE(frames[0].payload[0].view() == Noise(7, 3 * kMiB).view());
+  EXPECT_TRUE(frames[1].payload[0].view() == Noise(7, 200'000).view());
+}
+
+TEST(ShmLending, ASlowReceiverKeepsABoundedPartOfOurMemory) {
+  constexpr int kQueue = 50, kFrames = 500;
+  Arena arena;
+  Node sender(
+      {.self = kParent, .queue_frames = kQueue, .max_lent_bytes = kMiB, .arenas = arena.arenas});
+  Node receiver({.self = kChild, .bind = "shm://"});
+  sender.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, receiver.endpoint()).ok()); });
+  const Buffer payload = arena.Noise(1, kMiB / 4);
+  ASSERT_TRUE(sender.Send(kChild, MakeFrame(0, {payload})).ok());
+  ASSERT_TRUE(WaitFor([&] { return receiver.received() == 1; }));
+  int taken = 1;
+  absl::Status status;
+  for (; taken < kFrames && status.ok(); taken += status.ok() ? 1 : 0) {
+    status = sender.Send(kChild, MakeFrame(taken, {payload}));
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(taken, 4 + kQueue) << "four are lent, the others wait";
+  EXPECT_EQ(sender.LentTo(kChild), kMiB);
+  EXPECT_EQ(receiver.received(), 4);
+  // It goes on as soon as the receiver lets go, and nothing is lost or changed.
+  size_t got = 0;
+  EXPECT_TRUE(WaitFor([&] {
+    for (const Frame& frame : receiver.Take()) {
+      EXPECT_EQ(frame.header.tick(), got++);
+      EXPECT_TRUE(frame.payload[0].view() == payload.view());
+    }
+    return got == static_cast<size_t>(taken);
+  }));
+  EXPECT_TRUE(WaitFor([&] { return sender.LentTo(kChild) == 0; }));
+}
+
+TEST(ShmLending, WithoutArenasAllGoesThroughATinyRing) {
+  const auto none = [] {
+    return std::make_shared<SharedArenas>(SharedArenas::Options{.max_bytes = 0});
+  };
+  Node a({.self = kParent, .ring_bytes = 4096, .arenas = none()});
+  Node b({.self = kChild, .bind = "shm://", .ring_bytes = 4096, .arenas = none()});
+  a.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, b.endpoint()).ok()); });
+  ASSERT_TRUE(a.Send(kChild, MakeFrame(0)).ok());
+  ASSERT_TRUE(WaitFor([&] { return b.received() == 1; }));
+  b.Take();
+  std::vector<Buffer> payload;
+  for (uint64_t i = 0; i < 40; ++i) payload.push_back(Noise(i, 4 + (i * i * i * 40) / 4 * 4));
+  for (const uint64_t round : {1, 2, 3}) {
+    ASSERT_TRUE(a.Send(kChild, MakeFrame(round, payload)).ok());
+    ASSERT_TRUE(b.Send(kParent, MakeFrame(round, payload)).ok());
+  }
+  for (Node* node : {&a, &b}) {
+    ASSERT_TRUE(WaitFor([&] { return node->received() == 3; }));
+    for (const Frame& frame : node->Take()) {
+      ASSERT_EQ(frame.payload.size(), payload.size());
+      for (size_t i = 0; i < payload.size(); ++i) {
+        EXPECT_TRUE(frame.payload[i].view() == payload[i].view()) << i;
+      }
+    }
+  }
+}
+
+TEST(ShmLending, KeysAndEncodedValuesArePrivateToTheReader) {
+  Arena arena;
+  Node sender({.self = kParent, .arenas = arena.arenas});
+  Node receiver({.self = kChild, .bind = "shm://"});
+  sender.Do([&](ShmTransport& t) { ASSERT_TRUE(t.Connect(kChild, receiver.endpoint()).ok()); });
+  // Keys, their values, encoded values: three buffers, all large enough to be lent.
+  Buffer keys = arena.Noise(1, 80'000), values = arena.Noise(2, 40'000),
+         encoded = arena.Noise(3, 30'000);
+  Frame frame;
+  frame.header.set_kind(pb::PUSH);
+  frame.header.set_job(5);
+  pb::Part* part = frame.header.add_part();
+  part->set_keys(10'000);
+  part->set_key_bytes(80'000);
+  part->set_count(10'000);
+  part = frame.header.add_part();
+  part->set_count(10'000);
+  part->set_value_bytes(30'000);
+  frame.payload = {keys, values, encoded};
+  ASSERT_TRUE(sender.Send(kChild, std::move(frame)).ok());
+  ASSERT_TRUE(WaitFor([&] { return receiver.received() == 1; }));
+  const std::vector<Frame> got = receiver.Take();
+  // The sender, were it a liar, changes its memory under the reader's eyes.
+  for (Buffer* buffer : {&keys, &values, &encoded}) {
+    std::memset(buffer->mutable_data(), 0, buffer->size());
+  }
+  EXPECT_TRUE(got[0].payload[0].view() == Noise(1, 80'000).view());
+  EXPECT_TRUE(got[0].payload[1].view() == std::string(40'000, '\0')) << "read in place";
+  EXPECT_TRUE(got[0].payload[2].view() == Noise(3, 30'000).view());
+}
+
+}  // namespace
+}  // namespace parley

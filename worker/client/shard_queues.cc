@@ -67,7 +67,12 @@ bool ShardQueues::SendPush(uint32_t shard, Lane& lane) {
 bool ShardQueues::SendPull(uint32_t shard, Lane& lane) {
   if (lane.pulls.empty()) return false;
   const auto head = lane.pulls.begin();
-  if (!lane.pushes.empty() && lane.pushes.begin()->first < head->first) return false;
+  if (!lane.pushes.empty()) {
+    // Small pushes have no order but that of their coming, which so is a small pull's towards them.
+    const Place& push = lane.pushes.begin()->first;
+    const bool small = &lane == &shards_[shard].lanes[0];
+    if (small ? push.serial < head->first.serial : push < head->first) return false;
+  }
   if (!PullsTake(lane, *head->second)) return false;
   std::unique_ptr<ShardRequest> request = std::move(head->second);
   lane.pulls.erase(head);

@@ -70,7 +70,8 @@ class ShardRequest {
   virtual absl::Status OnAnswer(Frame answer) = 0;
 
   Kind kind;
-  // Its place: the lane, then `step` and `rank`, lower first.
+  // Its place: the lane, then `step` and `rank`, lower first. Small pushes have step 0; pulls are
+  // in order of their ticks in either lane.
   bool small = false;
   uint64_t step = 0;
   uint64_t rank = 0;

@@ -14,9 +14,13 @@ void SparseRequest::Seal(uint64_t answer_bytes) {
   // Updates stay in one lane, or they would not stay in order.
   small = (kind == Kind::kPush && !tick.has_value()) ||
           std::max(push_bytes, pull_bytes) <= ShardQueues::kSmallBytes;
-  // In its lane small messages keep their order; bulk has its step's, before the dense tables,
-  // whose layers come after the embedding.
-  if (!small) step = kind == Kind::kPull ? 2 * pull_tick : 2 * tick.value_or(0) + 1;
+  // Small pushes keep their order; the rest has its step's, before the dense tables, whose layers
+  // come after the embedding.
+  if (kind == Kind::kPull) {
+    step = 2 * pull_tick;
+  } else if (!small) {
+    step = 2 * *tick + 1;
+  }
   for (Run& run : runs) {
     // Updates come one by one: their lists do not come again.
     if (run.keys < KnownLists::kMinKeys || (kind == Kind::kPush && !tick.has_value())) continue;

@@ -193,6 +193,27 @@ TEST_F(ShardQueuesTest, APullStaysBehindThePushesBeforeItAndPushesPassPulls) {
   EXPECT_THAT(arrived_, ElementsAre("push 5"));
 }
 
+TEST_F(ShardQueuesTest, SmallPullsLeaveByTheirStepAndAfterTheSmallPushesBeforeThem) {
+  const auto small = [this](Kind kind, const char* name, uint64_t step) {
+    auto message = Make(kind, name, step);
+    message->small = true;
+    message->push_bytes = message->pull_bytes = ShardQueues::kCreditBytes;  // one at a time
+    Enqueue(std::move(message));
+  };
+  small(Kind::kPush, "push a", 0);
+  small(Kind::kPush, "push b", 0);
+  small(Kind::kPull, "pull 5", 10);
+  small(Kind::kPull, "pull 4", 8);
+  small(Kind::kPush, "push c", 0);
+  Settle();
+  EXPECT_THAT(arrived_, ElementsAre("push a"));
+  Answer();  // push b goes, and then no push before the pulls is left
+  EXPECT_THAT(arrived_, ElementsAre("push a", "push b", "pull 4"));
+  Answer();
+  Answer();
+  EXPECT_THAT(arrived_, ElementsAre("push a", "push b", "pull 4", "push c", "pull 5"));
+}
+
 // A pull of step 9 may be parked until this worker has pushed step 8, for which it needs the
 // weights of step 8 first.
 TEST_F(ShardQueuesTest, PullsOfALaterStepTakeNoCreditFromThoseOfAnEarlier) {

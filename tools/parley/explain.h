@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
+#include "tools/parley/traffic.h"
 
 namespace parley {
 
@@ -33,7 +34,8 @@ struct Explanation {
   uint64_t steps = 0;                      // in all
   std::vector<uint64_t> rows_of_a_step;    // by worker, in a full step
   uint64_t rows_of_last_step = 0;          // over all workers, in an epoch's last
-  uint64_t bytes_per_worker_and_step = 0;  // each way, without frame headers
+  uint64_t bytes_per_worker_and_step = 0;  // each way, of the dense table as float32
+  Traffic traffic;                         // with codecs and frame headers
   int slots = 0;                           // floats that the optimizer keeps beside each weight
   double flops_per_sample = 0;
 };

@@ -53,6 +53,81 @@ TEST(Explain, StepsByWorkerAndALimit) {
   EXPECT_EQ(explained.steps, 7);
 }
 
+double Sum(const Traffic& traffic, double LinkTraffic::*member) {
+  double sum = 0;
+  for (const LinkTraffic& link : traffic.links) sum += link.*member;
+  return sum;
+}
+
+// Partitions of 1024 and 324 floats on two servers.
+TEST(Explain, TrafficWithoutCodecs) {
+  pb::Experiment experiment;
+  const Traffic traffic = MustExplain({}, &experiment).traffic;
+  ASSERT_EQ(traffic.links.size(), 2);
+  EXPECT_FALSE(traffic.bound);
+  EXPECT_EQ(traffic.links[0].pushed, 4096);
+  EXPECT_EQ(traffic.links[0].pulled, 4096);
+  EXPECT_EQ(traffic.links[1].pushed, 324 * 4);
+  EXPECT_EQ(Sum(traffic, &LinkTraffic::requests), 2);
+  // A header is 16 bytes of envelope and some dozens of Protobuf.
+  for (const LinkTraffic& link : traffic.links) {
+    EXPECT_GT(link.to_server, link.pushed + 60);
+    EXPECT_LT(link.to_server, link.pushed + 130);
+    EXPECT_GT(link.to_worker, link.pulled + 50);
+    EXPECT_LT(link.to_worker, link.pulled + 110);
+  }
+}
+
+TEST(Explain, TrafficOfCodecs) {
+  const auto traffic = [](const std::string& push, const std::string& pull,
+                          const std::vector<std::string>& more = {}) {
+    pb::Experiment experiment;
+    std::vector<std::string> set = {"compression.push=" + push, "compression.pull=" + pull};
+    set.insert(set.end(), more.begin(), more.end());
+    return MustExplain(set, &experiment).traffic;
+  };
+  const Traffic halves = traffic("fp16", "bf16");
+  EXPECT_EQ(Sum(halves, &LinkTraffic::pushed), 2 * 1348);
+  EXPECT_EQ(Sum(halves, &LinkTraffic::pulled), 2 * 1348);
+  const Traffic bits = traffic("one_bit", "int8");
+  EXPECT_EQ(Sum(bits, &LinkTraffic::pushed), 8 + 128 + 8 + 41);
+  EXPECT_EQ(Sum(bits, &LinkTraffic::pulled), 4 + 1024 + 4 + 324);
+  // 21 of 1024 and 7 of 324.
+  EXPECT_EQ(Sum(traffic("top_k", "none"), &LinkTraffic::pushed), 2 + 21 * 4 + 2 + 7 * 4);
+  const Traffic bound = traffic("fp16", "none", {"compression.zstd_level=1"});
+  EXPECT_TRUE(bound.bound);
+  EXPECT_EQ(Sum(bound, &LinkTraffic::pushed), 2 * 1348 + 2);
+}
+
+TEST(Explain, TrafficInRequestsOfTheirOwn) {
+  pb::Experiment experiment;
+  const Traffic fused = MustExplain({}, &experiment).traffic;
+  const Traffic apart = MustExplain({"cluster.push_pull=false"}, &experiment).traffic;
+  EXPECT_EQ(Sum(apart, &LinkTraffic::requests), 4);
+  EXPECT_EQ(Sum(apart, &LinkTraffic::pushed), Sum(fused, &LinkTraffic::pushed));
+  EXPECT_GT(Sum(apart, &LinkTraffic::to_server), Sum(fused, &LinkTraffic::to_server) + 50);
+}
+
+TEST(Explain, TrafficOfAnEmbedding) {
+  const auto loaded = LoadExperimentText(
+      "name: \"clicks\" data { synthetic_clicks { fields: 4 keys_per_field: 50 } }\n"
+      "model { layer { embedding { dim: 8 partitions: 4 } } layer { linear { out: 2 } }\n"
+      "        layer { log_softmax {} } }\n"
+      "optimizer { sgd {} } training { global_batch: 64 } cluster { workers: 2 }\n",
+      "clicks");
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  const auto explained = Explain(*loaded);
+  ASSERT_TRUE(explained.ok()) << explained.status();
+  const Traffic& traffic = explained->traffic;
+  // 32 samples of 4 keys, some of them the same.
+  EXPECT_GT(traffic.keys, 20);
+  EXPECT_LT(traffic.keys, 128);
+  const double dense = 4.0 * explained->parameters;
+  EXPECT_NEAR(Sum(traffic, &LinkTraffic::pulled), dense + traffic.keys * 8 * 4, 1e-6);
+  EXPECT_NEAR(Sum(traffic, &LinkTraffic::pushed), dense + traffic.keys * (8 * 4 + 8), 1e-6);
+  EXPECT_THAT(ToText(*loaded, *explained), HasSubstr("samples of 4 keys, 2 classes"));
+}
+
 TEST(Explain, TextNamesWhatMatters) {
   pb::Experiment experiment;
   const Explanation explained = MustExplain({}, &experiment);
@@ -62,6 +137,9 @@ TEST(Explain, TextNamesWhatMatters) {
   EXPECT_THAT(text, HasSubstr("[64, 16]"));
   EXPECT_THAT(text, HasSubstr("5.3 KiB by each worker, 10.5 KiB in all"));
   EXPECT_THAT(text, HasSubstr("16 steps"));
+  EXPECT_THAT(text, HasSubstr("by each worker\n    server 0"));
+  EXPECT_THAT(ToText(experiment, MustExplain({"compression.push=top_k"}, &experiment)),
+              HasSubstr("push top_k, pull none"));
 }
 
 TEST(Explain, SaysWhatDoesNotFit) {

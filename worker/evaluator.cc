@@ -62,13 +62,15 @@ void Evaluator::Compute() {
 void Evaluator::Pass::Load() {
   ids.resize(std::min(batch_rows, end - next));
   std::iota(ids.begin(), ids.end(), next);
-  x.resize(ids.size() * set->shape().size());
   labels.resize(ids.size());
-  set->Read(ids, x.data(), labels.data());
-  if (!workload->embedding.has_value()) return;
-  raw_keys.resize(ids.size() * set->keys_per_row());
-  set->ReadKeys(ids, raw_keys.data());
-  workload->embedding->Index(raw_keys, &keys);
+  if (workload->embedding.has_value()) {
+    raw_keys.resize(ids.size() * set->keys_per_row());
+    set->ReadKeysAndLabels(ids, raw_keys.data(), labels.data());
+    workload->embedding->Index(raw_keys, &keys);
+  } else {
+    x.resize(ids.size() * set->shape().size());
+    set->Read(ids, x.data(), labels.data());
+  }
 }
 
 absl::Status Evaluator::Pass::Compute() {

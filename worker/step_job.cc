@@ -75,13 +75,14 @@ void StepJob::Load(Position position) {
   Batch& batch = batches_[last_];
   batch.rows = sampler_.Batch(position.epoch, position.index);
   const std::vector<uint64_t>& ids = batch.rows.ids;
-  batch.values.resize(ids.size() * train.shape().size());
   batch.labels.resize(ids.size());
-  train.Read(ids, batch.values.data(), batch.labels.data());
   if (workload_->embedding.has_value()) {
     raw_keys_.resize(ids.size() * train.keys_per_row());
-    train.ReadKeys(ids, raw_keys_.data());
+    train.ReadKeysAndLabels(ids, raw_keys_.data(), batch.labels.data());
     workload_->embedding->Index(raw_keys_, &batch.keys);
+  } else {
+    batch.values.resize(ids.size() * train.shape().size());
+    train.Read(ids, batch.values.data(), batch.labels.data());
   }
   batch.position = position;
 }

@@ -39,6 +39,12 @@ class Dataset {
   // Fills keys [ids.size(), keys_per_row()]; kNoKey where a sample has fewer.
   // REQUIRES: every id < samples().
   virtual void ReadKeys(absl::Span<const uint64_t> /*ids*/, uint64_t* /*keys*/) const {}
+  // Both at once, which may be cheaper.
+  virtual void ReadKeysAndLabels(absl::Span<const uint64_t> ids, uint64_t* keys,
+                                 int32_t* labels) const {
+    ReadKeys(ids, keys);
+    Read(ids, nullptr, labels);
+  }
 };
 
 // The training or the test set of an experiment. Errors name the file or field, what is wrong and

@@ -46,12 +46,19 @@ class SyntheticClicksDataset final : public Dataset {
   }
 
   void Read(absl::Span<const uint64_t> ids, float* /*x*/, int32_t* labels) const override {
+    std::vector<uint64_t> keys(ids.size() * fields_);
+    ReadKeysAndLabels(ids, keys.data(), labels);
+  }
+
+  void ReadKeysAndLabels(absl::Span<const uint64_t> ids, uint64_t* keys,
+                         int32_t* labels) const override {
+    ReadKeys(ids, keys);
     const uint64_t weights = Stream(RandomPurpose::kSynthetic, kWeights);
     const float scale = 1 / std::sqrt(static_cast<float>(fields_));
     for (size_t row = 0; row < ids.size(); ++row) {
       float score = 0;
       for (uint32_t field = 0; field < fields_; ++field) {
-        score += NearlyGaussian(Philox(seed_, weights, Key(ids[row], field)));
+        score += NearlyGaussian(Philox(seed_, weights, *keys++));
       }
       score = score * scale + kNoise * NearlyGaussian(Philox(seed_, noise_stream_, ids[row]));
       labels[row] = score > 0 ? 1 : 0;

@@ -91,6 +91,11 @@ TEST(SyntheticClicks, ASampleDependsOnSeedAndNumberAlone) {
     }
     EXPECT_EQ(label, labels[id]);
   }
+  std::vector<uint64_t> both_keys(keys.size());
+  std::vector<int32_t> both_labels(labels.size());
+  train->ReadKeysAndLabels(ids, both_keys.data(), both_labels.data());
+  EXPECT_EQ(both_keys, keys);
+  EXPECT_EQ(both_labels, labels);
   const int ones = std::accumulate(labels.begin(), labels.end(), 0);
   EXPECT_GT(ones, 300);
   EXPECT_LT(ones, 2700);

@@ -98,7 +98,6 @@ class HostedPartition {
   // As TablePartition's.
   absl::Status CheckKeys(KeyList keys) const { return values_->CheckKeys(keys); }
   uint64_t values(uint64_t keys) const { return values_->values(keys); }
-  uint64_t memory_bytes() const { return values_->memory_bytes(); }
   void AddCounts(pb::ServerCounts::Rows* rows) const { values_->AddCounts(rows); }
 
   uint32_t index() const { return setup_.index; }

@@ -210,7 +210,8 @@ class ServerNode::Impl {
     const uint64_t applied = counters_.applied;
     if (kind != pb::PULL) {
       const absl::Duration start = env_->Now();
-      status = TakePush(&request, pool_, /*keep_keys=*/kind == pb::PUSH_PULL);
+      // Decoded values are read here and by nobody else: they need no memory that can be lent.
+      status = TakePush(&request, &own_pool_, /*keep_keys=*/kind == pb::PUSH_PULL);
       apply_time_ += env_->Now() - start;
       if (!status.ok()) {
         rpc_.ReplyError(from, request.header, status);

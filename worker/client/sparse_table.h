@@ -26,7 +26,9 @@ class SparseTable {
   virtual uint32_t dim() const = 0;
 
   // Fetches the rows of `keys` for `tick` into rows[keys, dim], in the order of `keys`. `keys` is
-  // copied; `rows` must stay valid until `done` or the end of the client.
+  // copied; `rows` must stay valid until `done` or the end of the client. Where they begin on a
+  // cache line, rows move faster. Without keys nobody is asked, and the result's min_clock is
+  // `tick`.
   virtual void Pull(uint64_t tick, absl::Span<const uint64_t> keys, float* rows, OnPulled done) = 0;
 
   // This worker's whole gradient of `tick`, gradients[keys, dim]; under BSP once a tick, also
@@ -35,12 +37,13 @@ class SparseTable {
   virtual void Push(uint64_t tick, double weight, absl::Span<const uint64_t> keys,
                     const float* gradients, absl::AnyInvocable<void()> done) = 0;
 
-  // Small updates that belong to no step, each applied by itself and in order of the calls for one
-  // key: ASP only. Calls are gathered and travel together; `done` (may be null) runs when this one
-  // is acknowledged. REQUIRES: ASP.
+  // Small updates that belong to no step, each applied by itself and, unless a message is lost on
+  // the way, in order of the calls for one key: ASP only. Calls are gathered and travel together;
+  // `done` (may be null) runs when this one is acknowledged. REQUIRES: ASP.
   virtual void Update(absl::Span<const uint64_t> keys, const float* gradients,
                       absl::AnyInvocable<void()> done) = 0;
-  // Calls of Update not yet acknowledged; stop at some hundreds of thousands.
+  // Calls of Update not yet acknowledged (one that goes to several shards counts at each); stop at
+  // some hundreds of thousands.
   virtual uint64_t updates_open() const = 0;
 };
 

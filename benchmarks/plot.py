@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Draws the results of the benchmarks: a table on the terminal and a picture of bars for each.
 
-    benchmarks/plot.py [--results DIR] [--images DIR]
+    benchmarks/plot.py [--results DIR] [--images DIR] [--document FILE]
 
-Reads every *.json in benchmarks/results and writes docs/images/NAME.svg, NAME being the result's "benchmark" field.
-A result it does not know is named and skipped. Standard library only.
+Reads every *.json in benchmarks/results and writes docs/images/NAME.svg, NAME being the result's "benchmark" field,
+and the tables of docs/benchmarks.md. A result it does not know is named and skipped. Standard library only.
 """
 import argparse
 import glob
@@ -184,17 +184,24 @@ SHOW = {"bench": show_bench, "gigabit": show_gigabit, "vs_torch": show_vs_torch,
         "model": show_model, "optimizer": show_optimizer}
 
 
-def show_file(path, images):
+# What goes into the document, by its marks there.
+MARKDOWN = {"bench": plot_bench.bench_markdown, "gigabit": plot_bench.gigabit_markdown}
+
+
+def show_file(path, images, document):
     """Whether it was a result of ours."""
     try:
         with open(path, encoding="utf-8") as file:
             result = json.load(file)
         name = result["benchmark"]
         picture = SHOW[name](result)
+        markdown = MARKDOWN[name](result) if name in MARKDOWN else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         print(f"plot.py: {path}: not a result of these benchmarks ({type(error).__name__}: {error}); "
               f"allowed: the JSON of {', '.join(sorted(SHOW))}", file=sys.stderr)
         return False
+    if markdown is not None and plot_bench.fill_in(document, name, markdown):
+        print(f"  -> {os.path.relpath(document)}")
     # Mostly one picture of the result's name; a result with several names each.
     for title, drawn in (picture if isinstance(picture, dict) else {name: picture}).items():
         if drawn is None:
@@ -211,12 +218,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=os.path.join(REPOSITORY, "benchmarks", "results"), metavar="DIR")
     parser.add_argument("--images", default=os.path.join(REPOSITORY, "docs", "images"), metavar="DIR")
+    parser.add_argument("--document", default=os.path.join(REPOSITORY, "docs", "benchmarks.md"), metavar="FILE")
     args = parser.parse_args()
     paths = sorted(glob.glob(os.path.join(args.results, "*.json")))
     if not paths:
         print(f"plot.py: no *.json in {args.results}: run a benchmark first (benchmarks/README.md)", file=sys.stderr)
         return 1
-    return 0 if all([show_file(path, args.images) for path in paths]) else 1
+    return 0 if all([show_file(path, args.images, args.document) for path in paths]) else 1
 
 
 if __name__ == "__main__":

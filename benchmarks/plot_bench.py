@@ -3,6 +3,7 @@
 Standard library only.
 """
 import math
+import statistics
 from xml.sax.saxutils import escape
 
 INK, FAINT, GRID = "#222222", "#667078", "#dde2e6"
@@ -113,17 +114,18 @@ def draw_throughput(result):
     sizes = sorted({int(r["settings"]["bytes"]) for r in dense})
     if len(sizes) < 2:
         return None
-    limits = {}
+    measured = {}
     for limit in result["limits"]:
-        limits[limit["name"]] = limit["median"]  # the last of a name counts
+        measured.setdefault(limit["name"], []).append(limit["median"])
+    limits = {name: statistics.median(medians) for name, medians in measured.items()}
     values = [v for r in dense for v in (r["min"], r["max"])] + [v for n, v in limits.items() if is_dense_limit(n)]
     y_range = (min(values) * 0.8, max(values) * 1.25)
-    width, panel_width, panel_height = 980, 345, 230
+    width, panel_width, panel_height = 1060, 345, 230
     parts = [text(20, 30, "Dense vectors: GB/s by size, 1 server and 1 worker", size=17, weight="bold"),
              text(20, 50, "payload bytes a second, each way; lines from least to most of the rounds; "
                   + conditions_line(result), color=FAINT, size=11)]
     for number_, name in enumerate(("push", "pull", "push_then_pull", "push_pull")):
-        left, top = 62 + (number_ % 2) * 490, 92 + (number_ // 2) * 300
+        left, top = 62 + (number_ % 2) * 525, 92 + (number_ // 2) * 300
         axes = Axes(left, top, panel_width, panel_height, (sizes[0] * 0.8, sizes[-1] * 1.25), y_range)
         parts.append(text(left, top - 10, SERIES_NAMES[name], weight="bold"))
         parts += axes.grid([(size, size_name(size)) for size in sizes], nice_ticks(*y_range))
@@ -262,7 +264,7 @@ def draw_roofline(result):
     for kind, title in titles.items():
         rows = []
         for r in groups.get(kind, []):
-            wanted = next((t for what, t in aims.items() if what.startswith(f"{r['id']}, {r['name'].split('.')[0]}")
+            wanted = next((t for what, t in aims.items() if what.startswith(f"{r['id']}, {r['name']}:")
                            and t["sense"] == "at least"), None)
             note = f"{r['ratio']:.2f}" + (f"   aim {wanted['want']:.1f}" if wanted else "")
             what = SERIES_NAMES.get(r["name"].split(".")[0], r["name"])
@@ -326,3 +328,44 @@ def gigabit_table(result):
         rows.append([e["codec"], f"{e['epoch_seconds']['median']:.3f} s", f"{e.get('speedup', 1):.2f}x",
                      f"{e['accuracy']['median']:.4f}", f"{e['payload_bytes_a_step']:,.0f}", f"{e['foretold_ratio']:.3f}"])
     return head, rows
+
+
+def markdown_table(head, rows):
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def bench_markdown(result):
+    _, rows, _ = bench_table(result)
+    rows = [row for row in rows if not row[0].endswith("p99")]
+    lines = [f"`parley bench all`: {conditions_line(result)}; kernel {result['conditions']['kernel']}, libzmq "
+             f"{result['conditions']['libzmq']}.", ""]
+    if result["targets"]:
+        targets = [[t["what"], f"{t['got']:.2f}", f"{t['sense']} {t['want']}", "yes" if t["pass"] else "short of it"]
+                   for t in result["targets"]]
+        lines += markdown_table(["wanted", "got", "aim", "reached"], targets) + [""]
+    return lines + markdown_table(["measured", "median", "least to most", "share of the limit"], rows)
+
+
+def gigabit_markdown(result):
+    c = result["conditions"]
+    _, rows = gigabit_table(result)
+    return [f"`gigabit.py`: {c['servers']} servers, {c['workers']} workers, links of {c['rate']}, {c['epochs']} epochs, "
+            f"{c['seeds']} seed(s); {c['cpu']}, {c['cores']} cores; load {c['load_at_start']:.2f}; {c['date']}; "
+            f"{c['checkout']}.", ""] + markdown_table(["codec", "epoch", "faster", "accuracy", "bytes a step",
+                                                       "of what explain foretells"], rows)
+
+
+def fill_in(path, name, lines):
+    """Puts the lines between the marks of `name` in a document; whether it has them."""
+    with open(path, encoding="utf-8") as file:
+        text_ = file.read()
+    begin, end = f"<!-- results:{name} -->\n", "<!-- end -->"
+    at = text_.find(begin)
+    if at < 0:
+        return False
+    at += len(begin)
+    text_ = text_[:at] + "\n".join(lines) + "\n" + text_[text_.index(end, at):]
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text_)
+    return True

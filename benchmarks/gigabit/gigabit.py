@@ -54,17 +54,11 @@ def explain(bin_dir, experiment, overrides, workers):
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         raise BenchmarkError(f"parley explain: {done.stderr.strip()}")
-    on_wire = re.search(r"^\s+on the wire\s+([\d,]+) bytes", done.stdout, re.MULTILINE)
-    if on_wire:
-        return float(on_wire[1].replace(",", ""))
-    unit = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-    total = 0.0
-    for what in ("pulled", "pushed"):
-        found = re.search(rf"^\s+{what}\s+([\d.,]+) (B|KiB|MiB|GiB) by each worker", done.stdout, re.MULTILINE)
-        if not found:
-            raise BenchmarkError(f"parley explain does not say what is {what} by each worker")
-        total += float(found[1].replace(",", "")) * unit[found[2]] * workers
-    return total
+    wire = re.search(r"^\s+wire\s+(?:up to )?(\d+) B to servers and (\d+) B back, by each worker", done.stdout,
+                     re.MULTILINE)
+    if not wire:
+        raise BenchmarkError("parley explain does not say what goes over the wire in a step")
+    return (int(wire[1]) + int(wire[2])) * workers
 
 
 def wait_for_file(path, process, log):
@@ -76,6 +70,28 @@ def wait_for_file(path, process, log):
             break
         time.sleep(0.01)
     raise BenchmarkError(f"the scheduler does not start: {last_line(log)}")
+
+
+def total(counters):
+    return sum(c["payload"] for c in counters)
+
+
+def watch(scheduler, metrics, log, count):
+    """Until the scheduler ends: (steps done, payload bytes so far) as each epoch ends."""
+    marks, seen, end = [], 0, time.monotonic() + TIMEOUT_SECONDS
+    while scheduler.poll() is None:
+        if time.monotonic() > end:
+            raise BenchmarkError(f"no end after {TIMEOUT_SECONDS} s; the scheduler: {last_line(log)}")
+        time.sleep(0.005)
+        try:
+            with open(metrics, encoding="utf-8") as file:
+                epochs = [line for line in file if '"type": "epoch"' in line and line.endswith("\n")]
+            if len(epochs) > seen:
+                seen = len(epochs)
+                marks.append((json.loads(epochs[-1])["step"], total(count())))
+        except (OSError, NetworkError):
+            continue  # not there yet, or gone already
+    return marks
 
 
 def train(args, codec, seed, directory):
@@ -104,25 +120,26 @@ def train(args, codec, seed, directory):
                                  "--bind", f"tcp://{network.address(name)}:0"], log(name))
         for rank, name in enumerate(workers):
             network.start(name, [program("parley-worker"), "--scheduler", endpoint, "--rank", str(rank)], log(name))
-        try:
-            code = scheduler.wait(TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            raise BenchmarkError(f"no end after {TIMEOUT_SECONDS} s; the scheduler: {last_line(log('scheduler'))}")
-        if code != 0:
+        marks = watch(scheduler, os.path.join(run_dir, "metrics.jsonl"), log("scheduler"),
+                      lambda: [network.counters(name) for name in workers])
+        if scheduler.returncode != 0:
             raise BenchmarkError(f"the training with {codec} failed: {last_line(log('scheduler'))}")
         counters = [network.counters(name) for name in workers]
     with open(os.path.join(run_dir, "summary.json"), encoding="utf-8") as file:
         summary = json.load(file)
-    payload = sum(c["payload"] for c in counters)
+    # From the end of the first epoch to that of the last: what happens once (joining, the first pull, which codecs that
+    # send changes make in float32, the last) is not a step's.
+    first, last = (marks[0], marks[-1]) if len(marks) > 1 else ((0, 0), (summary["steps"], total(counters)))
+    a_step = (last[1] - first[1]) / (last[0] - first[0])
     return {
         "epoch_seconds": [epoch["train_seconds"] for epoch in summary["epochs"]],
         "accuracy": summary["test_accuracy"],
         "steps": summary["steps"],
         "interface_bytes": sum(c["rx_bytes"] + c["tx_bytes"] for c in counters),
-        "payload_bytes": payload,
-        "payload_bytes_a_step": payload / summary["steps"],
+        "payload_bytes": total(counters),
+        "payload_bytes_a_step": a_step,
         "foretold_bytes_a_step": foretold,
-        "foretold_ratio": payload / summary["steps"] / foretold,
+        "foretold_ratio": a_step / foretold,
         "compute_seconds": summary["compute_seconds"],
         "wait_seconds": summary["wait_seconds"],
         "overrides": overrides,

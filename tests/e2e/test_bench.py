@@ -81,6 +81,7 @@ class BenchMistakes(harness.E2eTest):
         for args, parts in ((("densse",), ("densse", "did you mean 'dense'")),
                             (("dense", "--bytes", "1022"), ("--bytes 1022", "multiple of 4")),
                             (("sparse", "--distribution", "even"), ("'even'", "zipf:S")),
+                            (("rate", "--json", "no/such/x.json"), ("--json no/such/x.json", "cannot be written")),
                             (("dense", "--workers", "0"), ("--workers", "1..64"))):
             with self.subTest(args):
                 name = "-".join(args).replace("/", "")

@@ -1,6 +1,8 @@
 // parley bench: what the data plane reaches on this machine, beside what the machine allows.
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <fstream>
 #include <string>
 
 #include "absl/strings/ascii.h"
@@ -37,6 +39,12 @@ void AddOverrides(SuiteOptions* options) {
   options->overrides = std::move(all);
 }
 
+// Told before minutes are spent rather than after; what an earlier run has left stays.
+absl::Status CheckWritable(const std::string& path) {
+  if (path.empty() || std::ofstream(path, std::ios::app)) return absl::OkStatus();
+  return absl::ErrnoToStatus(errno, absl::StrCat("--json ", path, ": cannot be written"));
+}
+
 absl::Status Check(const BenchFlags& flags) {
   const std::vector<std::string>& names = SuiteNames();
   if (std::find(names.begin(), names.end(), flags.suite) == names.end()) {
@@ -47,7 +55,7 @@ absl::Status Check(const BenchFlags& flags) {
   for (const BenchPlan& plan : SuitePlans(flags.suite, flags.options.plan)) {
     if (absl::Status status = plan.Check(); !status.ok()) return status;
   }
-  return absl::OkStatus();
+  return CheckWritable(flags.json);
 }
 
 }  // namespace

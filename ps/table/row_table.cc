@@ -125,10 +125,6 @@ void RowTable::SetHash(Bucket& bucket, uint32_t i, uint64_t hash) {
               rest_bytes);
 }
 
-void RowTable::Prefetch(const uint64_t* hashes, uint32_t n) const {
-  for (uint32_t i = 0; i < n; ++i) __builtin_prefetch(directory() + IndexOf(hashes[i]));
-}
-
 void RowTable::Find(const uint64_t* hashes, uint32_t n, uint8_t** found) const {
   // Each loop asks for what the next one needs, for the whole batch, so that the misses overlap.
   std::array<const Bucket*, kBatch> bucket;
@@ -138,7 +134,7 @@ void RowTable::Find(const uint64_t* hashes, uint32_t n, uint8_t** found) const {
     bucket[i] = directory()[IndexOf(hashes[i])];
     __builtin_prefetch(bucket[i]);
   }
-  const uint32_t lines = std::min<uint32_t>(row_bytes_ / 64 + 1, 8);
+  const uint32_t lines = std::min<uint32_t>((row_bytes_ + 127 - row_alignment_) / 64, 8);
   for (uint32_t i = 0; i < n; ++i) {
     matches[i] = bucket[i]->Match(static_cast<uint8_t>(hashes[i]));
     const uint32_t rest_bytes = rest_bytes_[bucket[i]->depth];

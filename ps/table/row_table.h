@@ -48,8 +48,6 @@ class RowTable {
 
   // found[i] = the row of hashes[i], null if there is none. REQUIRES: n <= kBatch.
   void Find(const uint64_t* hashes, uint32_t n, uint8_t** found) const;
-  // Begins to fetch what Find will look at first.
-  void Prefetch(const uint64_t* hashes, uint32_t n) const;
 
   // A row of uninitialised bytes. Rows found before may have moved. REQUIRES: there is none.
   uint8_t* Insert(uint64_t hash);

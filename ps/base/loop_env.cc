@@ -93,7 +93,7 @@ bool LoopEnv::SpinForWork() {
   const int64_t until_ns = NowNs() + spin_ns_;
   for (int i = 1; !stopped(); ++i) {
     bool found = has_posted_.load(std::memory_order_acquire);
-    for (Poller* poller : pollers_) found |= poller != nullptr && poller->Poll();
+    found |= RunPollers();
     if (i % kLooksPerSpinRound == 0) {
       // Descriptors cost a system call to look at, and whoever shares the core may have its turn.
       found |= RunTimers();

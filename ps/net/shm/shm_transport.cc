@@ -20,6 +20,7 @@ using shm::SendQueue;
 
 constexpr absl::Duration kGreetingTimeout = absl::Seconds(5);
 constexpr size_t kMaxStrangers = 64;
+constexpr size_t kMaxConnections = 4096;
 constexpr int kLingerFrames = 64;  // to read, and throw away, in one go
 
 constexpr size_t kStagingCacheBytes = size_t{64} << 20;
@@ -196,9 +197,15 @@ void ShmTransport::Disconnect(NodeId peer) {
   env_->Cancel(gone->retry);
   if (!gone->connection) return;
   if (!gone->connection->greeted()) return Drop(gone->connection, absl::OkStatus());
-  // It lives on until both sides have given back what they were lent.
-  gone->connection->Close();
-  Service(gone->connection);
+  CloseConnection(gone->connection);
+}
+
+void ShmTransport::CloseConnection(const std::shared_ptr<Connection>& connection) {
+  // It lives on until both sides have given back what they were lent. Nothing is received here: a
+  // receiver of this very connection may have asked for it.
+  connection->Close();
+  absl::Status status = connection->Flush();
+  if (!status.ok() || connection->finished()) Drop(connection, status);
 }
 
 absl::Status ShmTransport::TryConnect(Peer* peer) {
@@ -273,8 +280,10 @@ void ShmTransport::AcceptAll() {
     absl::StatusOr<shm::Fd> socket = shm::Accept(listener_);
     if (!socket.ok()) return Refuse(std::string(socket.status().message()));
     if (!socket->ok()) return;
-    if (greeting_timers_.size() >= kMaxStrangers) {
-      Refuse(absl::StrFormat("%d connections wait for a greeting already", kMaxStrangers));
+    if (greeting_timers_.size() >= kMaxStrangers || connections_.size() >= kMaxConnections) {
+      Refuse(absl::StrFormat("%d connections, of which %d wait for a greeting, allowed are %d, %d",
+                             connections_.size(), greeting_timers_.size(), kMaxConnections,
+                             kMaxStrangers));
       continue;
     }
     const absl::StatusOr<std::shared_ptr<Connection>> connection =
@@ -319,7 +328,7 @@ void ShmTransport::OnGreeted(const std::shared_ptr<Connection>& connection) {
     auto [place, fresh] = accepted_.try_emplace(id, connection->id());
     if (!fresh) {
       auto old = connections_.find(std::exchange(place->second, connection->id()));
-      if (old != connections_.end()) old->second->Close();
+      if (old != connections_.end()) CloseConnection(std::shared_ptr<Connection>(old->second));
     }
   }
   Log(absl::StrFormat("node %s over shared memory", ToString(id)));

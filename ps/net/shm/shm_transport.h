@@ -139,6 +139,7 @@ class ShmTransport : public Transport, private Poller {
                                                     std::shared_ptr<shm::SendQueue> queue);
   absl::Status TryConnect(Peer* peer);
   void TryAgainLater(Peer* peer);
+  void CloseConnection(const std::shared_ptr<Connection>& connection);
   void GiveUp(NodeId peer, const absl::Status& why);
   void EndGreeting(uint64_t connection);
   void OnSocket(const std::shared_ptr<Connection>& connection);

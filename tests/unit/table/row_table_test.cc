@@ -154,7 +154,7 @@ TEST(RowTableTest, MemoryStaysNearThePayload) {
     RowTable table(0, 0, 64);
     for (uint64_t i = 0; i < rows; ++i) table.Insert(KeyHash(i));
     EXPECT_LT(static_cast<double>(table.memory_bytes()) / static_cast<double>(rows),
-              64 * (rows < 200000 ? 1.45 : 1.25))
+              64 * (rows < 200000 ? 1.45 : 1.3))
         << rows;
   }
 }

@@ -3,6 +3,7 @@
 Standard library only.
 """
 import math
+import os
 import statistics
 from xml.sax.saxutils import escape
 
@@ -358,6 +359,8 @@ def gigabit_markdown(result):
 
 def fill_in(path, name, lines):
     """Puts the lines between the marks of `name` in a document; whether it has them."""
+    if not os.path.exists(path):
+        return False
     with open(path, encoding="utf-8") as file:
         text_ = file.read()
     begin, end = f"<!-- results:{name} -->\n", "<!-- end -->"

@@ -127,9 +127,9 @@ def train(args, codec, seed, directory):
         counters = [network.counters(name) for name in workers]
     with open(os.path.join(run_dir, "summary.json"), encoding="utf-8") as file:
         summary = json.load(file)
-    # From the end of the first epoch to that of the last: what happens once (joining, the first pull, which codecs that
-    # send changes make in float32, the last) is not a step's.
-    first, last = (marks[0], marks[-1]) if len(marks) > 1 else ((0, 0), (summary["steps"], total(counters)))
+    # From the end of the first epoch to that of the last but one: what happens once (joining; the first pull, which
+    # codecs that send changes make in float32; the last) is not a step's.
+    first, last = (marks[0], marks[-2]) if len(marks) > 2 else ((0, 0), (summary["steps"], total(counters)))
     a_step = (last[1] - first[1]) / (last[0] - first[0])
     return {
         "epoch_seconds": [epoch["train_seconds"] for epoch in summary["epochs"]],
@@ -192,7 +192,7 @@ def parse_args():
     parser.add_argument("--experiment", metavar="FILE",
                         default=os.path.join(REPOSITORY, "experiments", "fashion_mlp.textproto"))
     parser.add_argument("--codecs", default=",".join(CODECS), help=f"of {', '.join(CODECS)}; none is always first")
-    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--servers", type=int, default=1, help="each has a link; with more the load is spread")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each, with seeds 1, 2, ..")

@@ -51,7 +51,7 @@ class CounterPoller : public Poller {
   std::atomic<uint64_t> written_{0};
   std::atomic<bool> sleeping_{false};
   uint64_t seen_ = 0;
-  int awakenings_ = 0;
+  std::atomic<int> awakenings_{0};
 };
 
 // Ends only if no wake-up is missed.
@@ -64,9 +64,12 @@ void Count(absl::Duration spin, bool wait_for_sleep) {
   env.AddPoller(&poller);
   std::thread producer([&] {
     for (uint64_t i = 0; i < kCount; ++i) {
-      // Now and then until it sleeps, to have both ways often.
-      while (wait_for_sleep && i % 16 == 0 && !poller.sleeping()) std::this_thread::yield();
+      // Now and then for a sleeper, who must wake up of this alone, to have both ways often.
+      const bool for_sleeper = wait_for_sleep && i % 16 == 0;
+      while (for_sleeper && !poller.sleeping()) std::this_thread::yield();
+      const int before = poller.awakenings();
       poller.Produce(fd);
+      while (for_sleeper && poller.awakenings() == before) std::this_thread::yield();
     }
   });
   env.Run();

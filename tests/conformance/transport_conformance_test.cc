@@ -81,6 +81,31 @@ TEST_P(TransportConformance, AReceiverMayAnswerAtOnceAndForgetThePeer) {
   ASSERT_TRUE(rig_->WaitForFrames(kB, 1));
 }
 
+TEST_P(TransportConformance, AReceiverMayForgetItsPeerInTheMiddleOfABurst) {
+  const std::string endpoint = rig_->Start(kB);
+  rig_->Start(kA, {.listens = false});
+  ASSERT_TRUE(rig_->Connect(kA, kB, endpoint).ok());
+  std::atomic<int> heard = 0;
+  rig_->Do(kA, [&](Transport& transport) {
+    transport.SetReceiver([&](NodeId from, Frame) {
+      ++heard;
+      transport.Disconnect(from);
+    });
+  });
+  ASSERT_TRUE(rig_->Send(kA, kB, MakeFrame(1)).ok());
+  ASSERT_TRUE(rig_->WaitForFrames(kB, 1));
+  rig_->Do(kB, [](Transport& transport) {
+    for (int i = 0; i < 200; ++i) transport.Send(kA, MakeFrame(i)).IgnoreError();
+  });
+  ASSERT_TRUE(rig_->WaitFor([&] { return heard > 0; }));
+  // And meets it again.
+  ASSERT_TRUE(rig_->Connect(kA, kB, endpoint).ok());
+  ASSERT_TRUE(rig_->Send(kA, kB, MakeFrame(2)).ok());
+  ASSERT_TRUE(rig_->WaitForFrames(kB, 2));
+  EXPECT_EQ(rig_->Counters(kA).refused, 0);
+  EXPECT_EQ(rig_->Counters(kB).refused, 0);
+}
+
 TEST_P(TransportConformance, EmptyAndHugePayloadsArriveByteForByte) {
   const std::string endpoint = rig_->Start(kB);
   rig_->Start(kA, {.listens = false});

@@ -12,7 +12,7 @@ using testing::HasSubstr;
 std::string Refusal(const PayloadCodec& codec, std::string bytes, size_t n) {
   // A copy of exactly this size, so that AddressSanitizer sees one read too many.
   std::unique_ptr<char[]> exact(new char[bytes.size()]);
-  std::memcpy(exact.get(), bytes.data(), bytes.size());
+  if (!bytes.empty()) std::memcpy(exact.get(), bytes.data(), bytes.size());
   std::vector<float> out(n);
   const auto status = codec.Decode(std::string_view(exact.get(), bytes.size()), n, out.data());
   EXPECT_NE(status.code(), absl::StatusCode::kInternal);
@@ -99,7 +99,8 @@ TEST(CodecHostileTest, ZstdThatSaysMoreThanItMay) {
   EXPECT_EQ(Refusal(*codec, good, 1000), "");
   EXPECT_THAT(Refusal(*codec, "", 1000), HasSubstr("0 bytes for 1000 values"));
   EXPECT_THAT(Refusal(*codec, std::string(2002, '\1'), 1000), HasSubstr("allowed: 1..2001"));
-  EXPECT_THAT(Refusal(*codec, std::string("\2").append(good, 1), 1000), HasSubstr("storage 2; allowed"));
+  EXPECT_THAT(Refusal(*codec, std::string("\2").append(good, 1), 1000),
+              HasSubstr("storage 2; allowed"));
   EXPECT_THAT(Refusal(*codec, good.substr(0, good.size() - 1), 1000), HasSubstr("fp16+zstd: "));
   EXPECT_THAT(Refusal(*codec, std::string("\0abc", 4), 1000), HasSubstr("3 bytes for 1000 values"));
   // A good frame of 2000 bytes where 1998 or 4000 are asked for: nothing is written past the end.

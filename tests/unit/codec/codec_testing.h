@@ -56,12 +56,12 @@ class UnalignedFloats {
  public:
   explicit UnalignedFloats(const std::vector<float>& values, size_t shift = 1)
       : n_(values.size()), shift_(shift), bytes_(new char[shift + n_ * sizeof(float)]) {
-    std::memcpy(bytes_.get() + shift_, values.data(), n_ * sizeof(float));
+    if (n_ > 0) std::memcpy(bytes_.get() + shift_, values.data(), n_ * sizeof(float));
   }
   float* get() { return reinterpret_cast<float*>(bytes_.get() + shift_); }
   std::vector<float> Copy() const {
     std::vector<float> values(n_);
-    std::memcpy(values.data(), bytes_.get() + shift_, n_ * sizeof(float));
+    if (n_ > 0) std::memcpy(values.data(), bytes_.get() + shift_, n_ * sizeof(float));
     return values;
   }
 

@@ -25,9 +25,8 @@ class CounterPoller : public Poller {
     return true;
   }
   bool PrepareToSleep() override {
-    sleeping_.store(true, std::memory_order_relaxed);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (written_.load(std::memory_order_acquire) == seen_) return true;
+    sleeping_.store(true);
+    if (written_.load() == seen_) return true;
     Awake();
     return false;
   }
@@ -37,9 +36,8 @@ class CounterPoller : public Poller {
   }
   // On another thread.
   void Produce(int wake_fd) {
-    written_.fetch_add(1, std::memory_order_release);
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (sleeping_.load(std::memory_order_relaxed)) eventfd_write(wake_fd, 1);
+    written_.fetch_add(1);
+    if (sleeping_.load()) eventfd_write(wake_fd, 1);
   }
   bool sleeping() const { return sleeping_.load(); }
   uint64_t seen() const { return seen_; }

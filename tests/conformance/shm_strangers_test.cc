@@ -333,6 +333,8 @@ TEST_F(ShmStrangers, ReleasesOfWhatIsNotLent) {
     liar.Show();
   });
   ExpectRefusedLater("twice", [&](Liar& liar) {
+    // As soon as the node has taken the greeting in.
+    ASSERT_TRUE(rig_->WaitFor([&] { return rig_->Send(kB, kC, MakeFrame(0)).ok(); }));
     ASSERT_TRUE(rig_->Send(kB, kC, MakeFrame(1, {Noise(1, 100'000)})).ok());
     shm::RingReader reader(shm::RingOf(liar.node_segment()));
     uint64_t token = 0;
@@ -351,6 +353,7 @@ TEST_F(ShmStrangers, ReleasesOfWhatIsNotLent) {
 
 TEST_F(ShmStrangers, AReaderThatSaysItHasReadMoreThanIsWritten) {
   ExpectRefusedLater("ahead", [&](Liar& liar) {
+    ASSERT_TRUE(rig_->WaitFor([&] { return rig_->Send(kB, kC, MakeFrame(0)).ok(); }));
     liar.control()->read.store(uint64_t{1} << 40);
     // Until the node looks, which it does when its ring seems full.
     absl::Status status;

@@ -118,7 +118,7 @@ absl::Status Connection::OnArena(Message message) {
 }
 
 bool Connection::HasUnread() const {
-  return greeted() && peer_control_->written.load(std::memory_order_acquire) != reader_->position();
+  return greeted() && peer_control_->written.load(std::memory_order_seq_cst) != reader_->position();
 }
 
 bool Connection::Waits() const {
@@ -130,7 +130,7 @@ bool Connection::HasNews() const {
   if (!greeted()) return false;
   if (HasUnread()) return true;
   // What waits for a release hears of it by the ring.
-  return !ended_ && Waits() && peer_control_->read.load(std::memory_order_acquire) != peer_read_;
+  return !ended_ && Waits() && peer_control_->read.load(std::memory_order_seq_cst) != peer_read_;
 }
 
 bool Connection::finished() const {
@@ -143,9 +143,11 @@ void Connection::Close() { said_bye_ = true; }
 
 void Connection::PrepareToSleep() {
   if (!greeted()) return;
-  own_control_->wants_room.store(Waits() ? 1 : 0, std::memory_order_relaxed);
+  // Sequentially consistent, as are HasNews' look at the peer's words afterwards, and the peer's
+  // store of those and its look at these: one of the two sees the other.
+  own_control_->wants_room.store(Waits() ? 1 : 0, std::memory_order_seq_cst);
   const uint32_t sleep = own_control_->sleeping.load(std::memory_order_relaxed);
-  own_control_->sleeping.store(sleep | 1, std::memory_order_release);
+  own_control_->sleeping.store(sleep | 1, std::memory_order_seq_cst);
 }
 
 void Connection::Awake() {
@@ -157,7 +159,7 @@ void Connection::Awake() {
 
 void Connection::WakeUp() {
   owes_wake_up_ = false;
-  const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_acquire);
+  const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_seq_cst);
   if ((sleep & 1) == 0 || sleep == woken_) return;
   woken_ = sleep;
   // Never blocks (CheckEventFd); should the counter be full, the peer has been woken often enough.

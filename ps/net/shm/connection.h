@@ -133,7 +133,7 @@ class Connection {
   // No more frames in either direction.
   void Close();
 
-  // Around the loop's sleep. Between PrepareToSleep and a last HasNews stands a full fence.
+  // Around the loop's sleep. It may sleep if HasNews is false after PrepareToSleep.
   void PrepareToSleep();
   void Awake();
 

@@ -1,6 +1,5 @@
 // Connection's way in: records of the peer's ring into frames. Everything here is a stranger's.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -156,10 +155,9 @@ absl::StatusOr<bool> Connection::OnReference(const Record& record) {
 void Connection::PublishRead() {
   if (reader_->position() == published_read_) return;
   published_read_ = reader_->position();
-  own_control_->read.store(published_read_, std::memory_order_release);
   // As in Publish: it sees the room before it sleeps, or we see that it sleeps for lack of it.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (peer_control_->wants_room.load(std::memory_order_relaxed) != 0) WakeUp();
+  own_control_->read.store(published_read_, std::memory_order_seq_cst);
+  if (peer_control_->wants_room.load(std::memory_order_seq_cst) != 0) WakeUp();
 }
 
 }  // namespace parley::shm

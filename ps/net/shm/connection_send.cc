@@ -1,6 +1,5 @@
 // Connection's way out: frames and releases into the ring, what is lent, wake-ups.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -220,10 +219,10 @@ void Connection::Publish(bool urgent) {
   if (!greeted()) return;
   if (writer_->position() != published_) {
     published_ = writer_->position();
-    own_control_->written.store(published_, std::memory_order_release);
-    // Either the peer sees the position before it sleeps, or we see that it sleeps.
-    std::atomic_thread_fence(std::memory_order_seq_cst);
-    const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_acquire);
+    // In one order with what the peer does before it sleeps: either it sees the position, or we see
+    // that it sleeps.
+    own_control_->written.store(published_, std::memory_order_seq_cst);
+    const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_seq_cst);
     owes_wake_up_ = (sleep & 1) != 0 && sleep != woken_;
   }
   if (owes_wake_up_ && urgent) WakeUp();

@@ -1,6 +1,5 @@
 // ShmTransport's daily work: sending, polling, receiving. Who is connected is in shm_transport.cc.
 #include <algorithm>
-#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -137,8 +136,7 @@ void ShmTransport::ArmWakeUps() {
 bool ShmTransport::PrepareToSleep() {
   if (!shared_.inbox->PrepareToSleep()) return false;
   for (auto& [id, connection] : connections_) connection->PrepareToSleep();
-  // Either a peer sees that we sleep, or we see what it has written.
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  // From here on: either a peer sees that we sleep, or we see what it has written.
   for (auto& [id, connection] : connections_) {
     if (!connection->HasNews()) continue;
     Awake();

@@ -99,7 +99,7 @@ TEST_F(CodecTest, TopKKeepsTheLargestAndOfEqualOnesTheFirst) {
   EXPECT_THAT(RoundTrip(*MakeCodec("top_k", 64, 0.5f), {0, 0, 0}), testing::ElementsAre(0, 0, 0));
 }
 
-// The example at the end of proto/PROTOCOL.md.
+// The example in section 11 of proto/PROTOCOL.md.
 TEST_F(CodecTest, TopKBytesAreTheProtocolsExample) {
   std::vector<float> residual;
   EXPECT_EQ(Encode(*MakeCodec("top_k", 64, 0.5f), {1, -8, 2}, &residual),

@@ -189,7 +189,11 @@ void PathTransport::OnUnreachable(NodeId peer, const absl::Status& why, std::vec
   }
   known->second.path = zmq_.get();
   absl::Status status = ConnectByZmq(peer, other, reason);
-  if (!status.ok()) return Log(std::string(status.message()));
+  if (!status.ok()) {
+    // Forgotten, so that another Connect tries again.
+    peers_.erase(peer);
+    return Log(std::string(status.message()));
+  }
   // Those that do not fit are lost, as any frame may be.
   for (Frame& frame : frames) zmq_->Send(peer, std::move(frame)).IgnoreError();
 }

@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "ps/net/frame_size.h"
 #include "ps/net/zmq_bind.h"
 #include "ps/wire/codec.h"
 
@@ -254,23 +255,8 @@ void ZmqTransport::Disconnect(NodeId peer) {
   peers_.erase(known);
 }
 
-absl::Status ZmqTransport::CheckSize(const Frame& frame) const {
-  if (frame.payload.size() > options_.max_parts) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("frame has %d payload buffers, allowed is 0..%d", frame.payload.size(),
-                        options_.max_parts));
-  }
-  for (const Buffer& buffer : frame.payload) {
-    if (buffer.size() <= options_.max_part_bytes) continue;
-    return absl::InvalidArgumentError(
-        absl::StrFormat("frame has a payload buffer of %d bytes, allowed is 0..%d", buffer.size(),
-                        options_.max_part_bytes));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ZmqTransport::Send(NodeId to, Frame frame) {
-  absl::Status status = CheckSize(frame);
+  absl::Status status = CheckFrameSize(frame, options_.max_part_bytes, options_.max_parts);
   if (!status.ok()) return status;
   auto known = peers_.find(to);
   Channel* const channel = known != peers_.end() ? known->second.get() : router_.get();

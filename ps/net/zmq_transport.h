@@ -110,7 +110,6 @@ class ZmqTransport : public Transport, private Poller {
   void Touch(Channel* channel);
 
   absl::Status SendOn(Channel* channel, NodeId to, Frame frame);
-  absl::Status CheckSize(const Frame& frame) const;
 
   // Poller: sockets that were used, whose news the descriptor may have forgotten.
   bool Poll() override;

@@ -1,7 +1,9 @@
 #include "ps/net/shm/connection.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
 
+#include <cerrno>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -32,13 +34,15 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(const Shared* sha
   connection->own_segment_ = *std::move(segment);
   connection->own_control_ = ControlOf(connection->own_segment_);
   connection->writer_ = std::make_unique<RingWriter>(RingOf(connection->own_segment_));
+  connection->own_wake_ = Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!connection->own_wake_.ok()) return absl::ErrnoToStatus(errno, "shared memory: eventfd");
   const Greeting greeting{kProtocolVersion, static_cast<uint32_t>(shared->limits.ring_bytes),
                           shared->self, peer};
   status = SendMessage(socket, EncodeGreeting(greeting),
-                       {connection->own_segment_.fd(), shared->wake_fd});
+                       {connection->own_segment_.fd(), connection->own_wake_.get()});
   if (!status.ok()) return status;
   connection->link_ = std::make_shared<Link>();
-  connection->link_->socket = std::move(socket);
+  connection->link_->socket = std::make_shared<Fd>(std::move(socket));
   connection->link_->connection = id;
   connection->link_->inbox = shared->inbox;
   return connection;
@@ -47,7 +51,7 @@ absl::StatusOr<std::unique_ptr<Connection>> Connection::Create(const Shared* sha
 absl::Status Connection::OnSocket() {
   Message message;
   while (!ended_) {
-    absl::StatusOr<Received> received = ReceiveMessage(link_->socket, &message);
+    absl::StatusOr<Received> received = ReceiveMessage(*link_->socket, &message);
     if (!received.ok()) return received.status();
     if (*received == Received::kNothing) return absl::OkStatus();
     if (*received == Received::kEnd) {
@@ -128,8 +132,9 @@ bool Connection::Waits() const {
 
 bool Connection::HasNews() const {
   if (!greeted()) return false;
-  if (HasUnread()) return true;
-  // What waits for a release hears of it by the ring.
+  if (HasUnread() || wake_up_blocks_) return true;
+  // What waits, waits for room; Begin has looked for it last. What waited for anything else would
+  // keep this true, and the loop awake, from the next time the peer reads.
   return !ended_ && Waits() && peer_control_->read.load(std::memory_order_seq_cst) != peer_read_;
 }
 
@@ -162,8 +167,26 @@ void Connection::WakeUp() {
   const uint32_t sleep = peer_control_->sleeping.load(std::memory_order_seq_cst);
   if ((sleep & 1) == 0 || sleep == woken_) return;
   woken_ = sleep;
-  // Never blocks (CheckEventFd); should the counter be full, the peer has been woken often enough.
-  eventfd_write(peer_wake_.get(), 1);
+  // The peer can clear the flag that CheckEventFd saw, and fill the counter: no honest one does.
+  const int flags = fcntl(peer_wake_.get(), F_GETFL);
+  wake_up_blocks_ = flags < 0 || (flags & O_NONBLOCK) == 0;
+  // Should the counter be full, the peer has been woken often enough, or does not want to be.
+  if (!wake_up_blocks_) eventfd_write(peer_wake_.get(), 1);
+}
+
+Kept Connection::TakeLent() {
+  Kept kept;
+  if (ended_ || lent_count_ == 0) return kept;
+  kept.socket = link_->socket;
+  kept.peer = peer_;
+  kept.bytes = std::exchange(lent_bytes_, 0);
+  for (Lent& lent : lent_) {
+    if (!lent.buffer.empty()) kept.buffers.push_back(std::move(lent.buffer));
+  }
+  lent_.clear();
+  free_slots_.clear();
+  lent_count_ = 0;
+  return kept;
 }
 
 }  // namespace parley::shm

@@ -4,14 +4,17 @@
 // parts, and the header, are copied into the ring and out of it. A larger payload that lies in this
 // node's arenas is lent: a Reference travels, the Buffer is kept until the peer's release of its
 // token comes back. One that lies elsewhere is first copied into an arena, or through the ring if
-// there is none. So a large payload of a node that makes its tensors in arenas is never copied.
+// there is none. So a large payload of a node that makes its tensors in arenas is never copied -
+// but for what the peer holds more than max_lent_bytes with: that goes through the ring. It does
+// not wait for releases, which may depend on it: a step is applied when all of it is there.
 //
 //   state     event                                     next
 //   greeting  the peer's greeting is good               open
 //   open      Close, or the peer's kBye                 closing: no frames, releases only
 //   closing   nothing is lent to either side            ended
 //   any       the socket's end: the peer has let go     ended, once the ring is read
-//   any       the peer lies, or is silent in greeting   ended, at once
+//   any       the peer lies, or is silent in greeting   ended, at once; what is lent is kept
+//                                                       until the peer has let go (custody.h)
 //
 // What the peer says is checked before it is used: sizes and places of records (ring.h), positions,
 // tokens, arenas (sealed, of the size said), references inside them. The peer can change its memory
@@ -20,6 +23,10 @@
 //
 // Bounds: the ring; queue_frames waiting for room in it; max_lent_bytes lent; what a frame may
 // hold.
+//
+// Wake-ups go by an eventfd of this connection alone. Both sides can fill it or change its flags,
+// since it is one open file; so a peer that fills it mutes itself and nobody else, and whoever
+// writes looks first whether it could block.
 //
 // Thread-safety: none, everything on the loop. Buffers it hands out may die anywhere (loans.h).
 #ifndef PARLEY_PS_NET_SHM_CONNECTION_H_
@@ -40,6 +47,7 @@
 #include "ps/base/ids.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/base/shared_memory.h"
+#include "ps/net/shm/custody.h"
 #include "ps/net/shm/loans.h"
 #include "ps/net/shm/ring.h"
 #include "ps/net/shm/segment.h"
@@ -64,7 +72,6 @@ struct Shared {
   BufferPool* staging = nullptr;   // on the arenas: for payload that does not lie there
   BufferPool* received = nullptr;  // for parts that came through the ring
   std::shared_ptr<ReturnInbox> inbox;
-  int wake_fd = -1;  // this node's eventfd
 };
 
 // A frame on its way into the ring.
@@ -99,7 +106,9 @@ class Connection {
 
   uint64_t id() const { return id_; }
   NodeId peer() const { return peer_; }
-  int socket_fd() const { return link_->socket.get(); }
+  int socket_fd() const { return link_->socket->get(); }
+  // What the peer wakes this node with: an eventfd that need not be read.
+  int wake_fd() const { return own_wake_.get(); }
   bool greeted() const { return peer_control_ != nullptr; }
   bool open() const { return greeted() && !closing() && !ended_; }
   bool closing() const { return said_bye_ || heard_bye_; }
@@ -138,6 +147,9 @@ class Connection {
   void Awake();
 
   size_t lent_bytes() const { return lent_bytes_; }
+  // What the peer may still read although this connection is given up; empty if it is known to have
+  // let go. Nothing is sent or received any more.
+  Kept TakeLent();
 
  private:
   struct Lent {
@@ -157,7 +169,7 @@ class Connection {
 
   bool HasUnread() const;
   bool SendsFrames() const { return greeted() && !heard_bye_ && !ended_; }
-  // Something waits for room in the ring, or for what has been lent.
+  // Something waits for room in the ring.
   bool Waits() const;
   absl::StatusOr<std::byte*> Begin(size_t body_bytes);
   absl::Status WriteReleases();
@@ -166,9 +178,10 @@ class Connection {
                                   size_t* done);
   absl::StatusOr<bool> WriteReference(const Buffer& buffer, SharedArenas::Place place,
                                       uint16_t flags);
+  bool PrepareToLend(Buffer* buffer, SharedArenas::Place* place);
   bool Lends(const Buffer& buffer, SharedArenas::Place* place) const;
   void Stage(Buffer* buffer);
-  absl::Status AnnounceArena(uint32_t arena);
+  bool AnnounceArena(uint32_t arena);
   void Publish(bool urgent);
 
   // Each takes in one record; true if that completes a part.
@@ -187,7 +200,7 @@ class Connection {
   SharedMemory own_segment_, peer_segment_;
   Control* own_control_ = nullptr;
   const Control* peer_control_ = nullptr;
-  Fd peer_wake_;
+  Fd own_wake_, peer_wake_;
 
   bool said_bye_ = false, bye_written_ = false;  // no frame follows from here
   bool heard_bye_ = false;                       // nor from there
@@ -204,7 +217,8 @@ class Connection {
   size_t lent_bytes_ = 0, lent_count_ = 0;
   std::bitset<SharedArenas::kMaxArenas> announced_;
   bool owes_wake_up_ = false;
-  uint32_t woken_ = 0;  // the peer's sleep that it was last woken from
+  uint32_t woken_ = 0;           // the peer's sleep that it was last woken from
+  bool wake_up_blocks_ = false;  // the peer has seen to it that its eventfd may block
 
   // Receiving.
   std::unique_ptr<RingReader> reader_;

@@ -24,6 +24,7 @@ absl::Status Lie(const char* what, uint64_t value, uint64_t bound) {
 
 absl::StatusOr<bool> Connection::Receive(int max_frames, Sink sink) {
   if (!greeted()) return false;
+  if (wake_up_blocks_) return absl::InvalidArgumentError("the peer's wake-up may block by now");
   bool worked = false;
   const uint64_t written = peer_control_->written.load(std::memory_order_acquire);
   for (int frames = 0; frames < max_frames;) {

@@ -39,6 +39,7 @@ absl::Status Connection::Flush() {
   absl::Status status = WriteReleases();
   if (!status.ok() || !releases_.empty()) return status;
   Publish(/*urgent=*/false);
+  const uint64_t releases_end = writer_->position();
   while (SendsFrames() && !queue_->empty()) {
     absl::StatusOr<bool> written = WriteFrame(&queue_->front());
     if (!written.ok()) return written.status();
@@ -53,7 +54,8 @@ absl::Status Connection::Flush() {
       bye_written_ = true;
     }
   }
-  Publish(/*urgent=*/true);
+  // Releases alone wake nobody: mostly a frame follows soon.
+  Publish(/*urgent=*/writer_->position() != releases_end);
   return absl::OkStatus();
 }
 
@@ -99,9 +101,7 @@ absl::StatusOr<bool> Connection::WriteFrame(Outgoing* frame) {
     } else {
       Buffer& buffer = frame->payload[at - 1];
       SharedArenas::Place place{};
-      const bool large = buffer.size() >= shared_->limits.lend_bytes;
-      if (large && frame->bytes_done == 0 && !Lends(buffer, &place)) Stage(&buffer);
-      if (large && frame->bytes_done == 0 && Lends(buffer, &place)) {
+      if (frame->bytes_done == 0 && PrepareToLend(&buffer, &place)) {
         written = WriteReference(buffer, place, flags);
       } else {
         written = WriteBytes(buffer.view(), /*payload=*/true, flags, &frame->bytes_done);
@@ -112,6 +112,15 @@ absl::StatusOr<bool> Connection::WriteFrame(Outgoing* frame) {
     frame->bytes_done = 0;
   }
   return true;
+}
+
+// False if the buffer has to go through the ring.
+bool Connection::PrepareToLend(Buffer* buffer, SharedArenas::Place* place) {
+  const Limits& limits = shared_->limits;
+  if (buffer->size() < limits.lend_bytes) return false;
+  if (buffer->size() > limits.max_lent_bytes - lent_bytes_) return false;
+  if (!Lends(*buffer, place)) Stage(buffer);
+  return Lends(*buffer, place) && (announced_[place->arena] || AnnounceArena(place->arena));
 }
 
 bool Connection::Lends(const Buffer& buffer, SharedArenas::Place* place) const {
@@ -157,12 +166,6 @@ absl::StatusOr<bool> Connection::WriteBytes(std::string_view bytes, bool payload
 
 absl::StatusOr<bool> Connection::WriteReference(const Buffer& buffer, SharedArenas::Place place,
                                                 uint16_t flags) {
-  // One that is larger than the bound alone must get through all the same.
-  if (lent_count_ > 0 && lent_bytes_ + buffer.size() > shared_->limits.max_lent_bytes) return false;
-  if (!announced_[place.arena]) {
-    absl::Status status = AnnounceArena(place.arena);
-    if (!status.ok()) return status;
-  }
   absl::StatusOr<std::byte*> body = Begin(kReferenceBytes);
   if (!body.ok()) return body.status();
   if (*body == nullptr) return false;
@@ -184,14 +187,15 @@ absl::StatusOr<bool> Connection::WriteReference(const Buffer& buffer, SharedAren
   return true;
 }
 
-absl::Status Connection::AnnounceArena(uint32_t arena) {
+// False if the peer cannot be told now: its socket is full, or too many descriptors are on their
+// way (unix(7), ETOOMANYREFS). That says nothing against the peer, and another time it may work.
+bool Connection::AnnounceArena(uint32_t arena) {
   const SharedMemory& memory = shared_->arenas->arena(arena);
   // Before the reference is published: who finds an arena unknown looks at its socket, and there
   // it is.
-  absl::Status status =
-      SendMessage(link_->socket, EncodeArenaNotice({arena, memory.size()}), {memory.fd()});
-  announced_.set(arena, status.ok());
-  return status;
+  announced_[arena] =
+      SendMessage(*link_->socket, EncodeArenaNotice({arena, memory.size()}), {memory.fd()}).ok();
+  return announced_[arena];
 }
 
 absl::Status Connection::OnRelease(const Record& record) {

@@ -1,5 +1,7 @@
 #include "ps/net/shm/loans.h"
 
+#include <sys/socket.h>
+
 #include <utility>
 
 namespace parley::shm {
@@ -32,6 +34,10 @@ void ReturnInbox::Close() {
   std::lock_guard lock(mu_);
   env_ = nullptr;
   returned_.clear();
+}
+
+Link::~Link() {
+  if (socket != nullptr) shutdown(socket->get(), SHUT_WR);
 }
 
 Buffer Borrow(std::shared_ptr<Link> link, uint32_t arena, uint64_t offset, uint64_t size,

@@ -4,7 +4,8 @@
 // whichever thread, its token lies in the ReturnInbox until the loop sends it home. A Link is what
 // such Buffers keep alive: the mappings they lie in, and the socket, so that the peer, which takes
 // the socket's end for "nobody reads my memory any more", is right even if this node's transport
-// is gone.
+// is gone. Custody (custody.h) may hold the socket longer, to hear of the peer's end; so a Link
+// that goes says the end in this direction, whoever else holds the socket.
 //
 // Thread-safety: ReturnInbox::Return from any thread, also after Close; the rest on the loop.
 #ifndef PARLEY_PS_NET_SHM_LOANS_H_
@@ -51,7 +52,12 @@ class ReturnInbox {
 };
 
 struct Link {
-  Fd socket;
+  Link() = default;
+  ~Link();
+  Link(const Link&) = delete;
+  Link& operator=(const Link&) = delete;
+
+  std::shared_ptr<Fd> socket;
   uint64_t connection = 0;
   std::shared_ptr<ReturnInbox> inbox;
   std::vector<SharedMemory> arenas;  // the peer's, by number; those not announced are empty

@@ -3,14 +3,15 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "ps/base/payload_copy.h"
 #include "ps/wire/payload.h"
 
 namespace parley::shm {
 
-void CopyDecidingParts(const std::vector<bool>& borrowed, BufferPool* pool, Frame* frame) {
+absl::Status CopyDecidingParts(const std::vector<bool>& borrowed, BufferPool* pool, Frame* frame) {
   std::vector<Buffer>& payload = frame->payload;
-  if (std::find(borrowed.begin(), borrowed.end(), true) == borrowed.end()) return;
+  if (std::find(borrowed.begin(), borrowed.end(), true) == borrowed.end()) return absl::OkStatus();
   std::vector<bool> to_copy(payload.size(), false);
   // Runs lie in the buffers in the order of the parts, none across two of them (payload.h).
   size_t at = 0, offset = 0;
@@ -27,12 +28,20 @@ void CopyDecidingParts(const std::vector<bool>& borrowed, BufferPool* pool, Fram
     pass(part.key_bytes(), true);
     pass(ValueBytes(part), part.has_value_bytes());
   }
+  uint64_t bytes = 0;
+  for (size_t i = 0; i < payload.size(); ++i) bytes += to_copy[i] ? payload[i].size() : 0;
+  if (bytes > kMaxPayloadBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("keys and encoded values lie in lent buffers of %d bytes, allowed is 0..%d",
+                        bytes, kMaxPayloadBytes));
+  }
   for (size_t i = 0; i < payload.size(); ++i) {
     if (!to_copy[i]) continue;
     Buffer copy = pool->Allocate(payload[i].size());
     CopyPayload(copy.mutable_data(), payload[i].data(), payload[i].size());
     payload[i] = std::move(copy);
   }
+  return absl::OkStatus();
 }
 
 }  // namespace parley::shm

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "ps/net/frame_size.h"
 #include "ps/net/shm/private_parts.h"
 #include "ps/net/shm/shm_transport.h"
 #include "ps/wire/codec.h"
@@ -20,23 +21,8 @@ constexpr absl::Duration kReleaseDelay = absl::Milliseconds(2);
 
 }  // namespace
 
-absl::Status ShmTransport::CheckSize(const Frame& frame) const {
-  if (frame.payload.size() > options_.max_parts) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("frame has %d payload buffers, allowed is 0..%d", frame.payload.size(),
-                        options_.max_parts));
-  }
-  for (const Buffer& buffer : frame.payload) {
-    if (buffer.size() <= options_.max_part_bytes) continue;
-    return absl::InvalidArgumentError(
-        absl::StrFormat("frame has a payload buffer of %d bytes, allowed is 0..%d", buffer.size(),
-                        options_.max_part_bytes));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ShmTransport::Send(NodeId to, Frame frame) {
-  absl::Status status = CheckSize(frame);
+  absl::Status status = CheckFrameSize(frame, options_.max_part_bytes, options_.max_parts);
   if (!status.ok()) return status;
   const auto no_peer = [&] {
     return absl::UnavailableError(absl::StrFormat("no such peer: node %s", ToString(to)));
@@ -150,7 +136,7 @@ void ShmTransport::Awake() {
 }
 
 size_t ShmTransport::LentTo(NodeId peer) const {
-  size_t bytes = 0;
+  size_t bytes = custody_->BytesOf(peer);
   for (const auto& [id, connection] : connections_) {
     if (connection->peer() == peer) bytes += connection->lent_bytes();
   }
@@ -168,7 +154,10 @@ void ShmTransport::Dispatch(NodeId from, shm::Incoming incoming) {
     return Refuse(absl::StrFormat("sender is %016x on the connection of node %s",
                                   frame->header.sender(), ToString(from)));
   }
-  shm::CopyDecidingParts(incoming.borrowed, received_.get(), &*frame);
+  const absl::Status taken = shm::CopyDecidingParts(incoming.borrowed, received_.get(), &*frame);
+  if (!taken.ok()) {
+    return Refuse(absl::StrFormat("from node %s: %s", ToString(from), taken.message()));
+  }
   ++counters_.frames_in;
   counters_.bytes_in += bytes;
   if (receiver_) receiver_(from, *std::move(frame));

@@ -2,7 +2,6 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 
 #include <algorithm>
 #include <array>
@@ -21,6 +20,11 @@ using shm::SendQueue;
 constexpr absl::Duration kGreetingTimeout = absl::Seconds(5);
 constexpr size_t kMaxStrangers = 64;
 constexpr size_t kMaxConnections = 4096;
+// Before accepting again when there are no more descriptors; those who wait stay in the backlog.
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(500);
+// To connect to somebody who listens but has too many waiting: a start of hundreds of nodes at
+// once.
+constexpr int kMaxTries = 10;
 constexpr int kLingerFrames = 64;  // to read, and throw away, in one go
 
 constexpr size_t kStagingCacheBytes = size_t{64} << 20;
@@ -50,6 +54,7 @@ struct ShmTransport::Peer {
   std::shared_ptr<SendQueue> queue = std::make_shared<SendQueue>();
   std::shared_ptr<Connection> connection;  // null between two
   bool was_greeted = false;
+  int tries = 0;                                // that found the other's backlog full
   absl::Duration pause = absl::ZeroDuration();  // before the next try
   TimerId retry = kNoTimer;
 };
@@ -71,8 +76,7 @@ absl::Status ShmTransport::Start() {
   if (!machine.ok()) return machine.status();
   machine_ = *std::move(machine);
   epoll_ = shm::Fd(epoll_create1(EPOLL_CLOEXEC));
-  wake_ = shm::Fd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!epoll_.ok() || !wake_.ok()) return absl::ErrnoToStatus(errno, "shared memory: epoll");
+  if (!epoll_.ok()) return absl::ErrnoToStatus(errno, "shared memory: epoll");
   if (options_.arenas == nullptr) options_.arenas = std::make_shared<SharedArenas>();
   staging_ = std::make_unique<BufferPool>(kStagingCacheBytes, options_.arenas);
   received_ = std::make_unique<BufferPool>(kStagingCacheBytes);
@@ -86,13 +90,10 @@ absl::Status ShmTransport::Start() {
              .arenas = options_.arenas,
              .staging = staging_.get(),
              .received = received_.get(),
-             .inbox = std::make_shared<shm::ReturnInbox>(env_),
-             .wake_fd = wake_.get()};
-  absl::Status status = env_->AddWakeUp(wake_.get());
-  if (status.ok()) {
-    status = env_->AddSource(
-        epoll_.get(), [this] { return DrainSockets(); }, LoopEnv::News::kUntilTaken);
-  }
+             .inbox = std::make_shared<shm::ReturnInbox>(env_)};
+  custody_ = std::make_unique<shm::Custody>(epoll_.get(), options_.max_lent_bytes);
+  absl::Status status = env_->AddSource(
+      epoll_.get(), [this] { return DrainSockets(); }, LoopEnv::News::kUntilTaken);
   env_->AddPoller(this);
   if (status.ok() && !options_.bind.empty()) status = Listen();
   return status;
@@ -112,14 +113,20 @@ absl::Status ShmTransport::Listen() {
   absl::StatusOr<shm::Fd> listener = shm::ListenAt(at->path);
   if (!listener.ok()) return listener.status();
   listener_ = *std::move(listener);
+  absl::Status status = WatchListener();
+  if (!status.ok()) return status;
+  endpoint_ = FormatEndpoint(*at);
+  Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
+  return absl::OkStatus();
+}
+
+absl::Status ShmTransport::WatchListener() {
   epoll_event event{};
   event.events = EPOLLIN;
   event.data.u64 = 0;
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listener_.get(), &event) != 0) {
     return absl::ErrnoToStatus(errno, "shared memory: epoll_ctl");
   }
-  endpoint_ = FormatEndpoint(*at);
-  Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
   return absl::OkStatus();
 }
 
@@ -129,9 +136,10 @@ ShmTransport::~ShmTransport() {
   for (auto& [id, peer] : peers_) env_->Cancel(peer->retry);
   for (const auto& [id, timer] : greeting_timers_) env_->Cancel(timer);
   env_->Cancel(wake_ups_);
+  env_->Cancel(accept_again_);
   env_->RemovePoller(this);
   env_->RemoveSource(epoll_.get());
-  env_->RemoveSource(wake_.get());
+  for (const auto& [id, connection] : connections_) env_->RemoveSource(connection->wake_fd());
   shared_.inbox->Close();
 }
 
@@ -182,7 +190,7 @@ absl::Status ShmTransport::Connect(NodeId peer, const std::string& endpoint) {
   entry->name = at->path;
   absl::Status status = TryConnect(entry.get());
   if (!status.ok()) {
-    if (options_.on_unreachable) return status;
+    if (options_.on_unreachable && !absl::IsResourceExhausted(status)) return status;
     TryAgainLater(entry.get());
   }
   peers_.emplace(peer, std::move(entry));
@@ -225,8 +233,16 @@ void ShmTransport::TryAgainLater(Peer* peer) {
   env_->Cancel(peer->retry);
   peer->retry = env_->After(peer->pause, [this, peer] {
     peer->retry = kNoTimer;
-    if (!TryConnect(peer).ok()) TryAgainLater(peer);
+    absl::Status status = TryConnect(peer);
+    if (!status.ok()) OnTryFailed(peer, status);
   });
+}
+
+void ShmTransport::OnTryFailed(Peer* peer, const absl::Status& why) {
+  const bool may_give_up = options_.on_unreachable && !peer->was_greeted;
+  const bool worth_another = absl::IsResourceExhausted(why) && ++peer->tries < kMaxTries;
+  if (may_give_up && !worth_another) return GiveUp(peer->id, why);
+  TryAgainLater(peer);
 }
 
 std::shared_ptr<shm::Connection> ShmTransport::RouteToPeer(const Peer& peer, SendQueue** queue) {
@@ -258,6 +274,8 @@ absl::StatusOr<std::shared_ptr<shm::Connection>> ShmTransport::Adopt(
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->socket_fd(), &event) != 0) {
     return absl::ErrnoToStatus(errno, "shared memory: epoll_ctl");
   }
+  absl::Status status = env_->AddWakeUp(connection->wake_fd());
+  if (!status.ok()) return status;
   connections_.emplace(id, connection);
   polled_.push_back(connection);
   greeting_timers_[id] = env_->After(kGreetingTimeout, [this, id] {
@@ -278,7 +296,15 @@ void ShmTransport::EndGreeting(uint64_t connection) {
 void ShmTransport::AcceptAll() {
   while (true) {
     absl::StatusOr<shm::Fd> socket = shm::Accept(listener_);
-    if (!socket.ok()) return Refuse(std::string(socket.status().message()));
+    if (!socket.ok()) {
+      // The listener stays readable, so it is not looked at for a while.
+      epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listener_.get(), nullptr);
+      accept_again_ = env_->After(kAcceptPause, [this] {
+        const absl::Status status = WatchListener();
+        if (!status.ok()) Refuse(std::string(status.message()));
+      });
+      return Refuse(std::string(socket.status().message()));
+    }
     if (!socket->ok()) return;
     if (greeting_timers_.size() >= kMaxStrangers || connections_.size() >= kMaxConnections) {
       Refuse(absl::StrFormat("%d connections, of which %d wait for a greeting, allowed are %d, %d",
@@ -301,7 +327,10 @@ bool ShmTransport::DrainSockets() {
       continue;
     }
     auto found = connections_.find(events[i].data.u64);
-    if (found == connections_.end()) continue;  // dropped by what came before it
+    if (found == connections_.end()) {  // dropped, perhaps by what came before it
+      custody_->OnSocket(events[i].data.u64);
+      continue;
+    }
     const std::shared_ptr<Connection> connection = found->second;
     OnSocket(connection);
   }
@@ -338,8 +367,14 @@ void ShmTransport::Drop(const std::shared_ptr<Connection>& connection, const abs
   const uint64_t id = connection->id();
   if (connections_.erase(id) == 0) return;
   EndGreeting(id);
-  // The socket may stay open, for what is still borrowed; nobody looks at it any more.
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->socket_fd(), nullptr);
+  env_->RemoveSource(connection->wake_fd());
+  shm::Kept kept = connection->TakeLent();
+  if (kept.socket != nullptr) {
+    custody_->Keep(id, std::move(kept));
+  } else {
+    // The socket may stay open, for what is still borrowed; nobody looks at it any more.
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection->socket_fd(), nullptr);
+  }
   std::replace(polled_.begin(), polled_.end(), connection, std::shared_ptr<Connection>());
   if (!why.ok()) {
     Refuse(absl::StrFormat("the connection of node %s: %s", ToString(connection->peer()),

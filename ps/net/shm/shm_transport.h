@@ -37,6 +37,7 @@
 #include "ps/base/loop_env.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/net/shm/connection.h"
+#include "ps/net/shm/custody.h"
 #include "ps/net/transport.h"
 
 namespace parley {
@@ -66,9 +67,10 @@ class ShmTransport : public Transport, private Poller {
     // a release and an allocation, about the copies of some KiB. At least 1.
     size_t lend_bytes = size_t{8} << 10;
 
-    // What one peer may hold of this node's memory before further frames wait for releases (a
-    // single payload may be larger). It is memory that the sender has in any case; the bound says
-    // how much of it a receiver that is slow can keep from being reused.
+    // What one peer may hold of this node's memory; what is more is copied through the ring. It is
+    // memory that the sender has in any case; the bound says how much of it a receiver that is slow
+    // can keep from being reused. As much again may be held by peers whose connections broke
+    // (custody.h).
     size_t max_lent_bytes = size_t{2} << 30;
 
     // How long the end of the transport may take to write what is queued.
@@ -135,10 +137,12 @@ class ShmTransport : public Transport, private Poller {
 
   bool DrainSockets();
   void AcceptAll();
+  absl::Status WatchListener();
   absl::StatusOr<std::shared_ptr<Connection>> Adopt(shm::Fd socket, NodeId peer,
                                                     std::shared_ptr<shm::SendQueue> queue);
   absl::Status TryConnect(Peer* peer);
   void TryAgainLater(Peer* peer);
+  void OnTryFailed(Peer* peer, const absl::Status& why);
   void CloseConnection(const std::shared_ptr<Connection>& connection);
   void GiveUp(NodeId peer, const absl::Status& why);
   void EndGreeting(uint64_t connection);
@@ -150,7 +154,6 @@ class ShmTransport : public Transport, private Poller {
   void Drop(const std::shared_ptr<Connection>& connection, const absl::Status& why);
   void Linger();
 
-  absl::Status CheckSize(const Frame& frame) const;
   // How to reach a peer: a connection, or the queue of one that is yet to be; neither: not at all.
   std::shared_ptr<Connection> Route(NodeId to, shm::SendQueue** queue) const;
   static std::shared_ptr<Connection> RouteToPeer(const Peer& peer, shm::SendQueue** queue);
@@ -162,7 +165,7 @@ class ShmTransport : public Transport, private Poller {
   LoopEnv* const env_;
   Options options_;
   std::string endpoint_, machine_;
-  shm::Fd epoll_, wake_, listener_;
+  shm::Fd epoll_, listener_;
   std::unique_ptr<BufferPool> staging_, received_;
   shm::Shared shared_;
 
@@ -173,8 +176,9 @@ class ShmTransport : public Transport, private Poller {
   std::vector<std::shared_ptr<Connection>> polled_;  // the same; null: dropped
   absl::flat_hash_map<NodeId, std::unique_ptr<Peer>> peers_;
   absl::flat_hash_map<NodeId, uint64_t> accepted_;  // the latest connection that each made to us
+  std::unique_ptr<shm::Custody> custody_;
   std::vector<shm::Returned> returned_;
-  TimerId wake_ups_ = kNoTimer;
+  TimerId wake_ups_ = kNoTimer, accept_again_ = kNoTimer;
   absl::flat_hash_map<uint64_t, TimerId> greeting_timers_;  // by connection
   TransportCounters counters_;
   absl::Duration last_refusal_log_ = -absl::InfiniteDuration();

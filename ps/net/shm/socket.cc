@@ -104,6 +104,9 @@ absl::StatusOr<Fd> ConnectTo(const std::string& name) {
   if (!fd.ok()) return fd;
   const Address address = AbstractAddress(name);
   if (connect(fd->get(), reinterpret_cast<const sockaddr*>(&address.un), address.size) != 0) {
+    if (errno == EAGAIN) {
+      return absl::ResourceExhaustedError(absl::StrFormat("too many wait at %s", name));
+    }
     return absl::UnavailableError(
         absl::StrFormat("nobody listens at %s (%s)", name, std::strerror(errno)));
   }
@@ -113,7 +116,8 @@ absl::StatusOr<Fd> ConnectTo(const std::string& name) {
 absl::StatusOr<Fd> Accept(const Fd& listener) {
   Fd fd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (fd.ok() || errno == EAGAIN || errno == ECONNABORTED || errno == EINTR) return fd;
-  return absl::ErrnoToStatus(errno, "shared memory: accept");
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("shared memory: accept (%s)", std::strerror(errno)));
 }
 
 absl::Status CheckSameUser(const Fd& socket) {
@@ -161,7 +165,9 @@ absl::StatusOr<Received> ReceiveMessage(const Fd& socket, Message* message) {
   do {
     got = recvmsg(socket.get(), &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (got < 0 && errno == EINTR);
-  if (got < 0) return errno == EAGAIN ? Received::kNothing : Received::kEnd;
+  if (got < 0 && errno == EAGAIN) return Received::kNothing;
+  if (got < 0 && errno == ECONNRESET) return Received::kEnd;  // it left without hearing us out
+  if (got < 0) return absl::ErrnoToStatus(errno, "shared memory: recvmsg");
   message->fds.clear();
   for (cmsghdr* part = CMSG_FIRSTHDR(&header); part != nullptr; part = CMSG_NXTHDR(&header, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
@@ -173,6 +179,10 @@ absl::StatusOr<Received> ReceiveMessage(const Fd& socket, Message* message) {
     }
   }
   if (got == 0) return Received::kEnd;
+  if ((header.msg_flags & MSG_CTRUNC) != 0 && message->fds.size() < kMaxMessageFds) {
+    return absl::ResourceExhaustedError(
+        "shared memory: out of descriptors for those that came (RLIMIT_NOFILE)");
+  }
   if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
     return absl::InvalidArgumentError("shared memory: a message too long, or with too many files");
   }

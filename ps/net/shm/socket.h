@@ -4,7 +4,8 @@
 // Names are abstract (unix(7)): they belong to the machine's network namespace and vanish with the
 // process that listens. Messages keep their boundaries (SOCK_SEQPACKET). Nothing here blocks.
 //
-// Thread-safety: functions from any thread; an Fd is one thread's at a time.
+// Thread-safety: functions from any thread, also on one Fd; to assign to it is one thread's
+// business.
 #ifndef PARLEY_PS_NET_SHM_SOCKET_H_
 #define PARLEY_PS_NET_SHM_SOCKET_H_
 
@@ -47,9 +48,11 @@ class Fd {
 absl::StatusOr<std::string> ThisMachine();
 
 absl::StatusOr<Fd> ListenAt(const std::string& name);
-// kUnavailable: nobody listens there.
+// kUnavailable: nobody listens there. kResourceExhausted: somebody does, with so many waiting that
+// one has to come again.
 absl::StatusOr<Fd> ConnectTo(const std::string& name);
-// An Fd that is not ok(): nobody waits.
+// An Fd that is not ok(): nobody waits. kResourceExhausted: somebody does, but this process or
+// system is out of descriptors or memory.
 absl::StatusOr<Fd> Accept(const Fd& listener);
 
 // kPermissionDenied: another user is at the other end.
@@ -65,7 +68,9 @@ struct Message {
   std::vector<Fd> fds;
 };
 enum class Received { kMessage, kNothing, kEnd };
-// kEnd: the peer has closed, or died. kInvalidArgument: a message that is too long.
+// kEnd: the peer has closed, or died, or said its last word (shutdown(2)). kInvalidArgument: a
+// message that is too long, or has too many descriptors. kResourceExhausted: this process cannot
+// have the descriptors that came; they are lost.
 absl::StatusOr<Received> ReceiveMessage(const Fd& socket, Message* message);
 
 // A connection begins with one of these each way, with the sender's segment and the eventfd that

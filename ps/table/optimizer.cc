@@ -11,7 +11,6 @@
 #include "ps/table/optimizer_kernels.h"
 #include "ps/table/optimizer_rules.h"
 #include "ps/table/row_kernels.h"
-#include "ps/table/schedule.h"
 
 namespace parley {
 namespace {
@@ -39,6 +38,7 @@ class RuleOptimizer : public Optimizer {
   explicit RuleOptimizer(const pb::Optimizer& config)
       : Optimizer(config),
         rule_(RuleOf(config)),
+        numbers_(config),
         // Decoupled decay is in AdamW's rule.
         weight_decay_(config.has_adamw() ? 0 : config.weight_decay()),
         clip_(config.clip_value() > 0 ? config.clip_value()
@@ -64,12 +64,13 @@ class RuleOptimizer : public Optimizer {
     pass.sum.clip = clip_;
     pass.weight_decay = weight_decay_;
     pass.rule = rule_;
-    pass.scalars = ScalarsOf(config_, LearningRate(info.step), info.update);
+    pass.scalars = numbers_.Scalars(LearningRate(info.step), info.update);
     Kernels().update(pass);
   }
 
  private:
   const UpdateRule rule_;
+  const RuleNumbers numbers_;
   const float weight_decay_;
   const float clip_;
 };
@@ -81,9 +82,8 @@ absl::StatusOr<std::unique_ptr<Optimizer>> Optimizer::Create(const pb::Optimizer
   return std::make_unique<RuleOptimizer>(config);
 }
 
-double Optimizer::LearningRate(uint64_t step) const {
-  return DecimalOf(config_.lr()) * ScheduleFactor(config_.schedule(), step);
-}
+Optimizer::Optimizer(const pb::Optimizer& config)
+    : config_(config), learning_rates_(config), clip_norm_(DecimalOf(config.clip_norm())) {}
 
 double Optimizer::SumOfSquares(uint64_t n, absl::Span<const float* const> gradients,
                                double inverse_weight) {
@@ -96,8 +96,8 @@ double Optimizer::SumOfSquares(uint64_t n, absl::Span<const float* const> gradie
 }
 
 double Optimizer::NormScale(double sum_of_squares) const {
-  if (config_.clip_norm() == 0) return 1;
-  const double scale = DecimalOf(config_.clip_norm()) / (std::sqrt(sum_of_squares) + 1e-6);
+  if (clip_norm_ == 0) return 1;
+  const double scale = clip_norm_ / (std::sqrt(sum_of_squares) + 1e-6);
   // Written so that a gradient that is no number stays one, as in PyTorch, rather than passing
   // unclipped.
   return scale > 1 ? 1 : scale;

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "proto/experiment.pb.h"
+#include "ps/table/schedule.h"
 
 namespace parley {
 
@@ -47,7 +48,7 @@ class Optimizer {
                      absl::Span<const float* const> gradients, const StepInfo& info) const = 0;
 
   // The learning rate of `step`.
-  double LearningRate(uint64_t step) const;
+  double LearningRate(uint64_t step) const { return learning_rates_.Of(step); }
   // 0 if clipping by norm is off.
   double clip_norm() const { return config_.clip_norm(); }
   // Sum of squares of the summed and scaled gradient (before any clipping), in float64 and in a
@@ -60,8 +61,12 @@ class Optimizer {
   const pb::Optimizer& config() const { return config_; }
 
  protected:
-  explicit Optimizer(const pb::Optimizer& config) : config_(config) {}
+  explicit Optimizer(const pb::Optimizer& config);
   const pb::Optimizer config_;
+
+ private:
+  const LearningRates learning_rates_;
+  const double clip_norm_;  // the decimal
 };
 
 // "avx512" or "avx2": what Apply uses on this machine.

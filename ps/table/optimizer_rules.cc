@@ -6,32 +6,6 @@
 #include "ps/table/fixed_math.h"
 
 namespace parley {
-namespace {
-
-void SetSgd(const pb::Sgd& sgd, uint64_t update, RuleScalars* k) {
-  const double momentum = DecimalOf(sgd.momentum());
-  k->momentum = static_cast<float>(momentum);
-  // The first gradient enters the momentum buffer whole, without dampening; the slot, being zero
-  // then, adds nothing.
-  const bool first = update <= 1;
-  k->keep = first ? 0.0f : k->momentum;
-  k->take = first ? 1.0f : static_cast<float>(1 - DecimalOf(sgd.dampening()));
-}
-
-// Adam and AdamW have the same fields.
-template <typename Config>
-void SetAdam(const Config& adam, double lr, uint64_t update, RuleScalars* k) {
-  const double beta1 = DecimalOf(adam.beta1()), beta2 = DecimalOf(adam.beta2());
-  k->keep = static_cast<float>(beta1);
-  k->take = static_cast<float>(1 - beta1);
-  k->keep_second = static_cast<float>(beta2);
-  k->take_second = static_cast<float>(1 - beta2);
-  k->eps = static_cast<float>(DecimalOf(adam.eps()));
-  k->bias2_sqrt = static_cast<float>(std::sqrt(1 - IntegerPower(beta2, update)));
-  k->minus_lr = static_cast<float>(-(lr / (1 - IntegerPower(beta1, update))));
-}
-
-}  // namespace
 
 UpdateRule RuleOf(const pb::Optimizer& config) {
   switch (config.rule_case()) {
@@ -84,19 +58,31 @@ int SlotsOf(UpdateRule rule) {
   return 0;
 }
 
-RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
-  RuleScalars k;
-  k.minus_lr = static_cast<float>(-lr);
-  switch (config.rule_case()) {
+// Adam and AdamW have the same fields.
+template <typename Config>
+void RuleNumbers::SetAdam(const Config& adam) {
+  beta1_ = DecimalOf(adam.beta1());
+  beta2_ = DecimalOf(adam.beta2());
+  constant_.keep = static_cast<float>(beta1_);
+  constant_.take = static_cast<float>(1 - beta1_);
+  constant_.keep_second = static_cast<float>(beta2_);
+  constant_.take_second = static_cast<float>(1 - beta2_);
+  constant_.eps = static_cast<float>(DecimalOf(adam.eps()));
+}
+
+RuleNumbers::RuleNumbers(const pb::Optimizer& config)
+    : rule_(config.rule_case()), weight_decay_(DecimalOf(config.weight_decay())) {
+  RuleScalars& k = constant_;
+  switch (rule_) {
     case pb::Optimizer::kSgd:
-      SetSgd(config.sgd(), update, &k);
+      k.momentum = static_cast<float>(DecimalOf(config.sgd().momentum()));
+      k.keep = k.momentum;
+      k.take = static_cast<float>(1 - DecimalOf(config.sgd().dampening()));
       break;
-    case pb::Optimizer::kAdagrad: {
-      const double decay = DecimalOf(config.adagrad().lr_decay());
-      k.minus_lr = static_cast<float>(-(lr / (1 + (static_cast<double>(update) - 1) * decay)));
+    case pb::Optimizer::kAdagrad:
+      lr_decay_ = DecimalOf(config.adagrad().lr_decay());
       k.eps = static_cast<float>(DecimalOf(config.adagrad().eps()));
       break;
-    }
     case pb::Optimizer::kAdadelta: {
       const double rho = DecimalOf(config.adadelta().rho());
       k.keep = static_cast<float>(rho);
@@ -113,14 +99,12 @@ RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
       break;
     }
     case pb::Optimizer::kAdam:
-      SetAdam(config.adam(), lr, update, &k);
+      SetAdam(config.adam());
       break;
     case pb::Optimizer::kAdamw:
-      SetAdam(config.adamw(), lr, update, &k);
-      k.weight_factor = static_cast<float>(1 - lr * DecimalOf(config.weight_decay()));
+      SetAdam(config.adamw());
       break;
     case pb::Optimizer::kFtrl:
-      k.alpha = static_cast<float>(lr);
       k.beta = config.ftrl().beta();
       k.l1 = config.ftrl().l1();
       k.l2 = config.ftrl().l2();
@@ -129,6 +113,36 @@ RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update) {
       k.eps = static_cast<float>(DecimalOf(config.row_adagrad().eps()));
       break;
     case pb::Optimizer::RULE_NOT_SET:
+      break;
+  }
+}
+
+RuleScalars RuleNumbers::Scalars(double lr, uint64_t update) const {
+  RuleScalars k = constant_;
+  k.minus_lr = static_cast<float>(-lr);
+  switch (rule_) {
+    case pb::Optimizer::kSgd:
+      // The first gradient enters the momentum buffer whole, without dampening; the slot, being
+      // zero then, adds nothing.
+      if (update <= 1) {
+        k.keep = 0;
+        k.take = 1;
+      }
+      break;
+    case pb::Optimizer::kAdagrad:
+      k.minus_lr = static_cast<float>(-(lr / (1 + (static_cast<double>(update) - 1) * lr_decay_)));
+      break;
+    case pb::Optimizer::kAdamw:
+      k.weight_factor = static_cast<float>(1 - lr * weight_decay_);
+      [[fallthrough]];
+    case pb::Optimizer::kAdam:
+      k.bias2_sqrt = static_cast<float>(std::sqrt(1 - IntegerPower(beta2_, update)));
+      k.minus_lr = static_cast<float>(-(lr / (1 - IntegerPower(beta1_, update))));
+      break;
+    case pb::Optimizer::kFtrl:
+      k.alpha = static_cast<float>(lr);
+      break;
+    default:
       break;
   }
   return k;

@@ -12,11 +12,27 @@
 
 namespace parley {
 
-// REQUIRES for all: CheckOptimizer(config) is OK.
+// REQUIRES for all: CheckOptimizer(config) or CheckRowOptimizer(config) is OK.
 UpdateRule RuleOf(const pb::Optimizer& config);
 int SlotsOf(UpdateRule rule);
-// `lr`: of this step. `update`: how often the weights have been updated, this one included.
-RuleScalars ScalarsOf(const pb::Optimizer& config, double lr, uint64_t update);
+
+// Makes a rule's scalars. The decimals are read once, as by LearningRates.
+class RuleNumbers {
+ public:
+  RuleNumbers() = default;  // of no rule
+  explicit RuleNumbers(const pb::Optimizer& config);
+
+  // `lr`: of this step. `update`: how often the weights have been updated, this one included.
+  RuleScalars Scalars(double lr, uint64_t update) const;
+
+ private:
+  template <typename Config>
+  void SetAdam(const Config& adam);
+
+  pb::Optimizer::RuleCase rule_ = pb::Optimizer::RULE_NOT_SET;
+  RuleScalars constant_;  // what neither step nor update changes
+  double beta1_ = 0, beta2_ = 0, lr_decay_ = 0, weight_decay_ = 0;
+};
 
 }  // namespace parley
 

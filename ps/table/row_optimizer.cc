@@ -13,7 +13,6 @@
 #include "ps/table/decimal.h"
 #include "ps/table/fixed_math.h"
 #include "ps/table/optimizer_config.h"
-#include "ps/table/schedule.h"
 
 namespace parley {
 namespace {
@@ -63,6 +62,8 @@ absl::StatusOr<RowOptimizer> RowOptimizer::Create(const pb::TableSpec& table) {
   }
   RowOptimizer optimizer;
   optimizer.config_ = table.optimizer();
+  optimizer.learning_rates_ = LearningRates(table.optimizer());
+  optimizer.numbers_ = RuleNumbers(table.optimizer());
   optimizer.rule_ = RuleOf(table.optimizer());
   optimizer.format_ = FormatOf(table, optimizer.rule_);
   optimizer.seed_ = table.seed();
@@ -132,9 +133,9 @@ RowUpdatePass RowOptimizer::Pass(double inverse_weight) const {
 
 RowOptimizer::StepScalars RowOptimizer::ScalarsOfStep(uint64_t step) const {
   StepScalars scalars;
-  scalars.lr = DecimalOf(config_.lr()) * ScheduleFactor(config_.schedule(), step);
-  scalars.first = ScalarsOf(config_, scalars.lr, 1);
-  scalars.later = ScalarsOf(config_, scalars.lr, 2);
+  scalars.lr = learning_rates_.Of(step);
+  scalars.first = numbers_.Scalars(scalars.lr, 1);
+  scalars.later = numbers_.Scalars(scalars.lr, 2);
   return scalars;
 }
 

@@ -17,6 +17,7 @@
 #include "proto/cluster.pb.h"
 #include "ps/table/optimizer_rules.h"
 #include "ps/table/row_kernels.h"
+#include "ps/table/schedule.h"
 
 namespace parley {
 
@@ -63,18 +64,24 @@ class RowOptimizer {
   // `update`: of the row, this one included; from 1.
   RuleScalars ForUpdate(const StepScalars& step, uint32_t update);
 
+  // Beside the object itself; at most kMaxBiases entries of 16 bytes.
+  uint64_t memory_bytes() const { return biases_.capacity() * sizeof(Bias); }
+
  private:
   // What depends on a row's count alone.
   struct Bias {
     double divisor = 1;  // of the learning rate
     float bias2_sqrt = 1;
   };
-  static constexpr uint32_t kMaxBiases = 65536;  // remembered; beyond, they are made anew
+  // Remembered, by each partition; beyond, they are made anew.
+  static constexpr uint32_t kMaxBiases = 2048;
 
   RowOptimizer() = default;
   Bias BiasOf(uint32_t update) const;
 
   pb::Optimizer config_;
+  LearningRates learning_rates_;
+  RuleNumbers numbers_;
   RowFormat format_;
   UpdateRule rule_ = UpdateRule::kSgd;
   uint64_t seed_ = 0;

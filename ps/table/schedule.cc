@@ -10,8 +10,7 @@
 namespace parley {
 namespace {
 
-double CosineFactor(const pb::Cosine& cosine, uint64_t course) {
-  const double low = DecimalOf(cosine.min_factor());
+double CosineFactor(const pb::Cosine& cosine, double low, uint64_t course) {
   const double passed = static_cast<double>(std::min<uint64_t>(course, cosine.steps())) /
                         static_cast<double>(cosine.steps());
   return low + (1 - low) * (1 + CosPi(passed)) / 2;
@@ -45,15 +44,21 @@ absl::Status CheckSchedule(const pb::Schedule& schedule) {
   return absl::OkStatus();
 }
 
-double ScheduleFactor(const pb::Schedule& schedule, uint64_t step) {
-  const uint64_t warmup = schedule.warmup_steps();
+LearningRates::LearningRates(const pb::Optimizer& config)
+    : schedule_(config.schedule()),
+      lr_(DecimalOf(config.lr())),
+      decimal_(DecimalOf(schedule_.has_step() ? schedule_.step().gamma()
+                                              : schedule_.cosine().min_factor())) {}
+
+double LearningRates::Factor(uint64_t step) const {
+  const uint64_t warmup = schedule_.warmup_steps();
   if (step < warmup) return (static_cast<double>(step) + 1) / static_cast<double>(warmup);
   const uint64_t course = step - warmup;
-  switch (schedule.kind_case()) {
+  switch (schedule_.kind_case()) {
     case pb::Schedule::kStep:
-      return IntegerPower(DecimalOf(schedule.step().gamma()), course / schedule.step().every());
+      return IntegerPower(decimal_, course / schedule_.step().every());
     case pb::Schedule::kCosine:
-      return CosineFactor(schedule.cosine(), course);
+      return CosineFactor(schedule_.cosine(), decimal_, course);
     case pb::Schedule::kConstant:
     case pb::Schedule::KIND_NOT_SET:
       return 1;

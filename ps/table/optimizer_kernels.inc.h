@@ -19,8 +19,16 @@ constexpr uint64_t kLanes = 16;  // of the sum of squares
 // Received gradients may begin at any byte.
 typedef float UnalignedFloat __attribute__((aligned(1), may_alias));
 
+// What follows the sum of the gradients. A NaN passes the clip as torch.clamp lets it.
+inline float Scaled(float s, float inverse_weight, float norm_scale, float clip) {
+  s = s * inverse_weight;
+  s = s * norm_scale;
+  s = s < -clip ? -clip : s;
+  return s > clip ? clip : s;
+}
+
 // g = the sum of kCount gradients in order (on top of g unless kFirst), scaled and clipped if
-// kLast. A NaN passes the clip as torch.clamp lets it.
+// kLast.
 template <int kCount, bool kFirst, bool kLast>
 void SumTile(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n, float* g) {
   const float* const* all = sum.gradients + from;
@@ -38,13 +46,7 @@ void SumTile(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n,
     if (kCount > 1) s = s + b[i];
     if (kCount > 2) s = s + c[i];
     if (kCount > 3) s = s + d[i];
-    if (kLast) {
-      s = s * inverse_weight;
-      s = s * norm_scale;
-      s = s < -clip ? -clip : s;
-      s = s > clip ? clip : s;
-    }
-    g[i] = s;
+    g[i] = kLast ? Scaled(s, inverse_weight, norm_scale, clip) : s;
   }
 }
 
@@ -229,7 +231,51 @@ void UpdateTile(UpdateRule rule, const RuleScalars& k, const float* w, float* ou
   }
 }
 
+// SumTile and Sgd of few gradients in one loop: nothing lies between them, so the gradient's sum
+// need not be stored and read again.
+template <int kCount>
+void SumAndSgd(const UpdatePass& pass) {
+  const float* const* all = pass.sum.gradients;
+  const UnalignedFloat* a = reinterpret_cast<const UnalignedFloat*>(all[0]);
+  const UnalignedFloat* b = reinterpret_cast<const UnalignedFloat*>(all[kCount > 1 ? 1 : 0]);
+  const UnalignedFloat* c = reinterpret_cast<const UnalignedFloat*>(all[kCount > 2 ? 2 : 0]);
+  const UnalignedFloat* d = reinterpret_cast<const UnalignedFloat*>(all[kCount > 3 ? 3 : 0]);
+  const float inverse_weight = pass.sum.inverse_weight, norm_scale = pass.sum.norm_scale;
+  const float clip = pass.sum.clip, minus_lr = pass.scalars.minus_lr;
+  const float* w = pass.weights_in;
+  float* out = pass.weights_out;
+#pragma GCC ivdep
+  for (uint64_t i = 0; i < pass.n; ++i) {
+    float s = a[i];
+    if (kCount > 1) s = s + b[i];
+    if (kCount > 2) s = s + c[i];
+    if (kCount > 3) s = s + d[i];
+    out[i] = w[i] + minus_lr * Scaled(s, inverse_weight, norm_scale, clip);
+  }
+}
+
+bool TrySumAndSgd(const UpdatePass& pass) {
+  if (pass.rule != UpdateRule::kSgd || pass.weight_decay != 0) return false;
+  switch (pass.sum.count) {
+    case 1:
+      SumAndSgd<1>(pass);
+      return true;
+    case 2:
+      SumAndSgd<2>(pass);
+      return true;
+    case 3:
+      SumAndSgd<3>(pass);
+      return true;
+    case 4:
+      SumAndSgd<4>(pass);
+      return true;
+    default:
+      return false;
+  }
+}
+
 void Update(const UpdatePass& pass) {
+  if (TrySumAndSgd(pass)) return;
   alignas(64) float g[kTile];
   for (uint64_t begin = 0; begin < pass.n; begin += kTile) {
     const uint64_t n = pass.n - begin < kTile ? pass.n - begin : kTile;

@@ -152,6 +152,32 @@ TEST_F(KernelTest, FusedPassEqualsANaiveLoopBitForBit) {
   }
 }
 
+// Momentum's first update is SGD's, with a sum that is stored before it is used.
+TEST_F(KernelTest, SumAndUpdateInOneLoopAsInTwo) {
+  for (const char* isa : {"avx2", "avx512"}) {
+    if (!ForceOptimizerKernelIsa(isa)) continue;
+    for (const char* clip : {"", " clip_value: 0.02"}) {
+      const auto one = MakeOptimizer(std::string("lr: 0.1 sgd {}") + clip);
+      const auto two = MakeOptimizer(std::string("lr: 0.1 sgd { momentum: 0.9 }") + clip);
+      StepInfo info;
+      info.inverse_weight = 1.0 / 13;
+      info.norm_scale = 0.7;
+      for (const size_t n : kSizes) {
+        for (const size_t count : {0, 1, 2, 3, 4, 5}) {
+          Gradients gradients(count, n);
+          TrainedState fused(*one, RandomVector(1, n)), apart(*two, RandomVector(1, n));
+          fused.Apply(*one, gradients.pointers, info);
+          apart.Apply(*two, gradients.pointers, info);
+          ASSERT_TRUE(SameBits(fused.weights, apart.weights))
+              << isa << clip << " n=" << n << " W=" << count;
+          // Not by doing nothing.
+          ASSERT_EQ(SameBits(fused.weights, RandomVector(1, n)), count == 0);
+        }
+      }
+    }
+  }
+}
+
 TEST_F(KernelTest, OrderOfGradientsDecidesTheBits) {
   // (1e8 + -1e8) + 1 is 1, (1e8 + 1) + -1e8 is 0: the order given is the order summed.
   const std::vector<float> big(20, 1e8f), minus(20, -1e8f), one(20, 1.0f);

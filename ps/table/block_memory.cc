@@ -56,8 +56,9 @@ MappedMemory::~MappedMemory() {
 uint8_t* BlockMemory::Allocate(size_t bytes) {
   std::unique_ptr<Pool>& pool = pools_[bytes];
   if (pool == nullptr) pool = std::make_unique<Pool>();
+  uint8_t* const block = AllocateIn(*pool, bytes);
   ++pool->live;
-  return AllocateIn(*pool, bytes);
+  return block;
 }
 
 uint8_t* BlockMemory::AllocateIn(Pool& pool, size_t bytes) {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <utility>
 
 namespace parley {
 namespace {
@@ -165,13 +166,14 @@ void RowTable::Find(const uint64_t* hashes, uint32_t n, uint8_t** found) const {
 }
 
 uint8_t* RowTable::Insert(uint64_t hash) {
-  ++rows_;
+  // Counted only when it is there: all that makes room may throw.
   for (;;) {
     Bucket* const bucket = directory()[IndexOf(hash)];
     if (bucket->capacity == 0) {
       const uint64_t entry = IndexOf(hash);
       PointTo(entry, 1, NewBucket(2, directory_bits_, static_cast<uint32_t>(entry)));
     } else if (bucket->count < bucket->capacity) {
+      ++rows_;
       return Append(*bucket, hash);
     } else if (bucket->capacity < max_capacity_) {
       Resize(bucket, bucket->capacity + 2);
@@ -180,7 +182,10 @@ uint8_t* RowTable::Insert(uint64_t hash) {
     } else if (MayDouble()) {
       Double();
     } else {
-      return (overflow_[hash] = std::make_unique<uint8_t[]>(row_bytes_)).get();
+      auto row = std::make_unique<uint8_t[]>(row_bytes_);
+      uint8_t* const inserted = (overflow_[hash] = std::move(row)).get();
+      ++rows_;
+      return inserted;
     }
   }
 }
@@ -196,8 +201,8 @@ void RowTable::CopyRow(const Bucket& from, uint32_t i, Bucket& to) {
 }
 
 RowTable::Bucket* RowTable::NewBucket(uint32_t capacity, uint32_t depth, uint32_t prefix) {
-  ++buckets_;
   Bucket* const bucket = reinterpret_cast<Bucket*>(memory_.Allocate(BlockBytes(capacity, depth)));
+  ++buckets_;
   *bucket = {.count = 0,
              .capacity = static_cast<uint8_t>(capacity),
              .depth = static_cast<uint8_t>(depth),

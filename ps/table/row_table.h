@@ -13,7 +13,8 @@
 // likes. Therefore the directory grows only while buckets are filled (kMaxSparseness); rows that
 // find neither room nor a split go to an ordinary hash map with a secret seed.
 //
-// Throws std::bad_alloc. Not thread-safe.
+// Throws std::bad_alloc; then the table is only good for reading: every row that was there is
+// found, and counted. Not thread-safe.
 #ifndef PARLEY_PS_TABLE_ROW_TABLE_H_
 #define PARLEY_PS_TABLE_ROW_TABLE_H_
 

@@ -1,8 +1,13 @@
 // RowTable beside a map: growth through many splits, erasure, and keys chosen to do harm.
 #include "ps/table/row_table.h"
 
+#include <sys/resource.h>
+
+#include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
+#include <new>
 #include <random>
 #include <vector>
 
@@ -147,6 +152,39 @@ TEST(RowTableTest, KeysChosenForOneBucketGoToTheOverflow) {
             20000u);
   EXPECT_EQ(table.overflow_rows(), 0u);
   EXPECT_EQ(table.rows(), 5000u);
+}
+
+// In a process that may not grow by more than 32 MiB: 0 if, when that is used up, the rows that are
+// counted are those that are found.
+int InsertUntilThereIsNoMemory(uint32_t bytes) {
+  uint64_t pages = 0;
+  std::ifstream("/proc/self/statm") >> pages;
+  const rlimit limit = {(pages << 12) + (32 << 20), RLIM_INFINITY};
+  RowTable table(0, 0, bytes);
+  if (setrlimit(RLIMIT_AS, &limit) != 0) return 1;
+  uint64_t inserted = 0;
+  try {
+    for (;; ++inserted) Fill(KeyHash(inserted), table.Insert(KeyHash(inserted)), bytes);
+  } catch (const std::bad_alloc&) {
+  }
+  if (table.rows() != inserted || inserted * bytes < (4 << 20)) return 2;
+  uint64_t visited = 0;
+  table.ForEach(0, kAll, [&](uint64_t, const uint8_t*) { ++visited; });
+  if (visited != inserted) return 3;
+  for (uint64_t key = 0; key < inserted; ++key) {
+    if (FindOne(table, KeyHash(key)) == nullptr) return 4;
+  }
+  return FindOne(table, KeyHash(inserted)) == nullptr ? 0 : 5;
+}
+
+TEST(RowTableDeathTest, ARowThereIsNoMemoryForIsNotCounted) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer ends a process that has no memory";
+#endif
+  for (const uint32_t bytes : {64u, 4096u, 65536u}) {
+    EXPECT_EXIT(std::_Exit(InsertUntilThereIsNoMemory(bytes)), testing::ExitedWithCode(0), "")
+        << bytes;
+  }
 }
 
 TEST(RowTableTest, MemoryStaysNearThePayload) {

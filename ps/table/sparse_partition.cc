@@ -76,12 +76,18 @@ absl::Status SparsePartition::CheckKeys(KeyList keys) const {
   bool all = true;
   for (size_t i = 0; i < keys.size(); ++i) all &= layout_.PartitionOf(keys[i]) == index_;
   if (all) return absl::OkStatus();
-  size_t wrong = 0;
-  while (layout_.PartitionOf(keys[wrong]) == index_) ++wrong;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    const uint64_t key = keys[i];
+    if (layout_.PartitionOf(key) == index_) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("table '%s': key %d of the list is %d, whose hash is of partition %d; "
+                        "allowed here: keys of partition %d",
+                        table_, i, key, layout_.PartitionOf(key), index_));
+  }
+  // What was wrong is not any more: somebody still writes the list.
   return absl::InvalidArgumentError(
-      absl::StrFormat("table '%s': key %d of the list is %d, whose hash is of partition %d; "
-                      "allowed here: keys of partition %d",
-                      table_, wrong, keys[wrong], layout_.PartitionOf(keys[wrong]), index_));
+      absl::StrFormat("table '%s': the list of %d keys for partition %d changed while it was read",
+                      table_, keys.size(), index_));
 }
 
 void SparsePartition::Apply(absl::Span<const GradientView> gradients, StepInfo info) {
@@ -261,7 +267,7 @@ void SparsePartition::DropSurplus() {
 }
 
 uint64_t SparsePartition::memory_bytes() const {
-  return sizeof(*this) + rows_.memory_bytes() + merger_.memory_bytes() +
+  return sizeof(*this) + rows_.memory_bytes() + merger_.memory_bytes() + optimizer_.memory_bytes() +
          (candidates_.has_value() ? candidates_->memory_bytes() : 0);
 }
 

@@ -66,11 +66,15 @@ class Node {
   bool AwaitTicks(size_t count) {
     for (int i = 0; i < 20'000; ++i) {
       if (ticks().size() >= count) return true;
-      std::latch turn(1);
-      env_.Post([&] { env_.After(absl::Milliseconds(1), [&] { turn.count_down(); }); });
-      turn.wait();
+      Rest();
     }
     return false;
+  }
+  // For a millisecond.
+  void Rest() {
+    std::latch turn(1);
+    env_.Post([&] { env_.After(absl::Milliseconds(1), [&] { turn.count_down(); }); });
+    turn.wait();
   }
   std::vector<uint64_t> ticks() {
     std::lock_guard lock(mu_);
@@ -135,6 +139,40 @@ TEST(PathTransport, FallsBackWithTheFramesThatWaited) {
   ASSERT_TRUE(b.AwaitTicks(20));
   for (uint64_t i = 0; i < 20; ++i) EXPECT_EQ(b.ticks()[i], i);
   EXPECT_THAT(a.log(), HasSubstr("hung up"));
+}
+
+TEST(PathTransport, WaitsForAListenerWhoseBacklogIsFull) {
+  Node b(kB, "tcp://:0");
+  const std::string name = absl::StrCat("crowded-", Value(kB));
+  const shm::Fd listener = *shm::ListenAt(name);
+  std::vector<shm::Fd> crowd;
+  absl::Status status;
+  while (status.ok() && crowd.size() < 10'000) {
+    auto one = shm::ConnectTo(name);
+    status = one.status();
+    if (one.ok()) crowd.push_back(*std::move(one));
+  }
+  ASSERT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  const std::string shm = absl::StrCat("shm://", *shm::ThisMachine(), "/", name);
+  Node a(kA, "");
+  ASSERT_TRUE(a.ConnectAndSend(kB, absl::StrCat(shm, ",", b.endpoint()), 20).ok());
+  // The crowd is let in, and then comes one that greets.
+  shm::Message greeting;
+  const auto greets = [&] {
+    const shm::Fd next = *shm::Accept(listener);
+    if (!next.ok()) return false;
+    // Its greeting was sent right after it connected; the crowd says nothing.
+    const auto received = shm::ReceiveMessage(next, &greeting);
+    return received.ok() && *received == shm::Received::kMessage;
+  };
+  bool greeted = false;
+  for (int i = 0; i < 20'000 && !greeted; ++i) {
+    a.Rest();
+    greeted = greets();
+  }
+  EXPECT_TRUE(greeted) << a.log();
+  // Hung up on now, it falls back with all that waited.
+  ASSERT_TRUE(b.AwaitTicks(20));
 }
 
 TEST(PathTransport, ListsThatCannotBeAreRefused) {

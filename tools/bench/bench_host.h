@@ -33,8 +33,8 @@ class BenchHost {
   absl::StatusOr<SeriesFile> RunLimits(const std::vector<std::string>& args);
 
   // A scheduler, the plan's servers, and workers that drive its load. Values of several workers are
-  // put together round by round: rates add up, of times the mean is taken. Notes: "path", how
-  // payloads travelled as the nodes' logs tell it.
+  // put together round by round, since they begin each together: rates add up, of times the mean is
+  // taken. Notes: "path", how payloads travelled as the nodes' logs tell it.
   absl::StatusOr<SeriesFile> RunCluster(const BenchPlan& plan);
 
   // `parley run` of an experiment file; what its epochs took.

@@ -70,6 +70,15 @@ std::string TargetJson(const BenchTarget& target) {
       .str();
 }
 
+// Without a number, which a target that was not measured has none of.
+std::string MissingJson(const BenchTarget& target) {
+  return JsonLine()
+      .Text("what", target.what)
+      .Text("sense", target.at_most ? "at most" : "at least")
+      .Number("want", target.want)
+      .str();
+}
+
 template <typename T, typename ToJson>
 std::string ListJson(const std::vector<T>& list, ToJson to_json) {
   if (list.empty()) return "[]";
@@ -145,19 +154,30 @@ std::string BenchReport::Table() const {
   }
   if (!targets.empty()) text += "\n";
   for (const BenchTarget& target : targets) {
-    absl::StrAppendFormat(&text, "%-8s %-74s %.2f, wanted %s %.2f\n",
-                          target.pass() ? "PASS" : "short of", target.what, target.got,
-                          target.at_most ? "<=" : ">=", target.want);
+    const char* const sense = target.at_most ? "<=" : ">=";
+    if (target.measured) {
+      absl::StrAppendFormat(&text, "%-8s %-74s %.2f, wanted %s %.2f\n",
+                            target.pass() ? "PASS" : "short of", target.what, target.got, sense,
+                            target.want);
+    } else {
+      absl::StrAppendFormat(&text, "%-8s %-74s not measured, wanted %s %.2f\n", "-", target.what,
+                            sense, target.want);
+    }
   }
   return text;
 }
 
 std::string BenchReport::Json() const {
+  std::vector<BenchTarget> measured;
+  std::vector<BenchTarget> missing;
+  for (const BenchTarget& target : targets)
+    (target.measured ? measured : missing).push_back(target);
   return absl::StrCat(
       "{\n  \"benchmark\": \"bench\",\n  \"conditions\": ", PairsJson(conditions),
       ",\n  \"limits\": ", ListJson(limits, [](const Series& s) { return SeriesJson(s).str(); }),
       ",\n  \"results\": ", ListJson(results, ResultJson),
-      ",\n  \"targets\": ", ListJson(targets, TargetJson), "\n}\n");
+      ",\n  \"targets\": ", ListJson(measured, TargetJson),
+      ",\n  \"targets_not_measured\": ", ListJson(missing, MissingJson), "\n}\n");
 }
 
 Pairs MachineConditions(const std::string& bin) {

@@ -1,7 +1,7 @@
 // Load: what a worker of `parley bench` does to the servers once it has joined.
 //
-// Each kind measures a few cases, one after the other. A case has rounds of a fixed length, so that
-// several workers, which begin a case together, also measure at the same time; a first round that
+// Each kind measures a few cases, one after the other. A case has rounds of a fixed length, which
+// several workers begin together, so that they measure the same stretch of time; a first round that
 // warms caches and connections is not counted. Thread-safety: as Env, everything on the loop.
 #ifndef PARLEY_TOOLS_BENCH_LOAD_H_
 #define PARLEY_TOOLS_BENCH_LOAD_H_
@@ -29,7 +29,8 @@ struct LoadContext {
   uint32_t rank = 0;
   // A case is done.
   std::function<void(const Series&)> record;
-  // Calls back once every worker has come to this point, `name`, which is used once only.
+  // Calls back, by way of the loop, once every worker has come to this point, `name`, which is used
+  // once only. One at a time.
   std::function<void(const std::string& name, absl::AnyInvocable<void()> go)> meet;
   std::function<void(const std::string&)> say;  // a line of progress
 };

@@ -28,7 +28,13 @@ void Rounds::BeginCase() {
   values_.clear();
   p99_.clear();
   begun_.assign(cases_[case_].lanes, 0);
-  context_.meet(absl::StrCat("case-", case_), [this] { BeginRound(); });
+  MeetForRound();
+}
+
+// Rates of several workers are added up, which is honest only if they were busy at the same time.
+// The meeting comes back by way of the loop, so that the stack does not grow by a round each.
+void Rounds::MeetForRound() {
+  context_.meet(absl::StrCat("case-", case_, "-round-", round_), [this] { BeginRound(); });
 }
 
 void Rounds::BeginRound() {
@@ -67,8 +73,7 @@ void Rounds::EndRound() {
     }
   }
   if (round_++ < context_.plan->rounds) {
-    // By way of the loop, so that the stack does not grow by a round each.
-    context_.env->Post([this] { BeginRound(); });
+    MeetForRound();
   } else {
     EndCase();
   }

@@ -1,5 +1,6 @@
 // Rounds: runs the cases of a load. A case keeps `lanes` operations under way; each that ends is
-// followed by another until the round's time is over, and a round ends when its last one has.
+// followed by another until the round's time is over, and a round ends when its last one has. All
+// workers begin a round together.
 //
 // Thread-safety: as Env, everything on the loop.
 #ifndef PARLEY_TOOLS_BENCH_ROUNDS_H_
@@ -38,6 +39,7 @@ class Rounds {
 
  private:
   void BeginCase();
+  void MeetForRound();
   void BeginRound();
   void Begin(uint32_t lane);
   void OnDone(uint32_t lane);

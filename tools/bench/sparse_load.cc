@@ -2,6 +2,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "benchmarks/limits/key_pool.h"
 #include "tools/bench/load.h"
@@ -103,8 +104,8 @@ class BatchCases {
   std::unique_ptr<Rounds> rounds_;
 };
 
-// Small updates, a window of them always open. Rounds follow each other without a pause, so what is
-// counted are acknowledgements in a stretch of time.
+// Small updates, a window of them always open. The window stays open while the workers meet between
+// rounds, so what is counted are acknowledgements in a stretch of time, the same one for all.
 class RateCase {
  public:
   RateCase(const LoadContext* context, SparseTable* table, KeyPool* pool)
@@ -113,36 +114,43 @@ class RateCase {
   void Run(Done done) {
     done_ = std::move(done);
     context_.meet("rate", [this] {
-      watch_.emplace();
       for (uint32_t i = 0; i < context_.plan->in_flight; ++i) Update();
+      BeginRound();
     });
   }
 
  private:
   void Update() {
+    ++open_;
     table_->Update(pool_.Next(1), gradient_.data(), [this] { OnAcked(); });
   }
 
   void OnAcked() {
-    if (over_) {
-      if (table_->updates_open() == 0) Finish();
-      return;
-    }
-    if (++acked_ % kAcksPerLook == 0 && watch_->Seconds() * 1e3 >= context_.plan->round_ms) {
+    --open_;
+    if (++acked_ % kAcksPerLook == 0 && watch_.has_value() &&
+        watch_->Seconds() * 1e3 >= context_.plan->round_ms) {
       EndRound();
     }
-    if (!over_) Update();
+    if (!over_) {
+      Update();
+    } else if (open_ == 0) {  // also where the acknowledgement that ended it was the last
+      Finish();
+    }
   }
 
-  void EndRound() {
-    if (round_ > 0) values_.push_back(static_cast<double>(acked_) / watch_->Seconds() * 1e-6);
-    over_ = round_++ == context_.plan->rounds;
+  void BeginRound() {
     acked_ = 0;
     watch_.emplace();
   }
 
+  void EndRound() {
+    if (round_ > 0) values_.push_back(static_cast<double>(acked_) / watch_->Seconds() * 1e-6);
+    watch_.reset();
+    over_ = round_++ == context_.plan->rounds;
+    if (!over_) context_.meet(absl::StrCat("rate-", round_), [this] { BeginRound(); });
+  }
+
   void Finish() {
-    if (done_ == nullptr) return;
     const Series series{"update", "M/s", values_};
     context_.record(series);
     context_.say(absl::StrFormat("  %-24s %10.3f %-8s (%.3f to %.3f)", series.name, series.median(),
@@ -155,8 +163,9 @@ class RateCase {
   KeyPool& pool_;
   const std::vector<float> gradient_;
   Done done_;
-  std::optional<Stopwatch> watch_;
+  std::optional<Stopwatch> watch_;  // of the round; none while the workers meet
   uint64_t acked_ = 0;
+  uint32_t open_ = 0;
   uint32_t round_ = 0;  // 0 is not counted
   bool over_ = false;
   std::vector<double> values_;

@@ -36,7 +36,8 @@ std::string PlanId(const BenchPlan& plan);
 // The name of the limit that a series of this plan is compared with.
 std::string LimitOf(const BenchPlan& plan, const std::string& series);
 
-// What the project wants, as far as the report has what it takes to say.
+// What the project wants of the loads that the report has results of; not measured where it lacks
+// the case that a target is about.
 std::vector<BenchTarget> CheckTargets(const BenchReport& report);
 
 }  // namespace parley

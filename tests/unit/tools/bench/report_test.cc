@@ -30,6 +30,11 @@ BenchReport SmallReport() {
   return report;
 }
 
+std::vector<BenchTarget> Measured(std::vector<BenchTarget> targets) {
+  std::erase_if(targets, [](const BenchTarget& target) { return !target.measured; });
+  return targets;
+}
+
 TEST(BenchReportTest, TheLastLimitOfANameCounts) {
   const BenchReport report = SmallReport();
   ASSERT_NE(report.FindLimit("two_pass.64MiB.1t"), nullptr);
@@ -46,13 +51,35 @@ TEST(BenchReportTest, RatiosAreOfMediansAndMoreIsBetter) {
 
 TEST(BenchReportTest, TargetsAreCheckedWhereThereIsAResult) {
   BenchReport report = SmallReport();
-  report.targets = CheckTargets(report);
+  report.targets = Measured(CheckTargets(report));
   ASSERT_EQ(report.targets.size(), 2);
   EXPECT_TRUE(report.targets[0].pass());  // 0.6 of 0.6
   EXPECT_DOUBLE_EQ(report.targets[1].got, 2);
   EXPECT_FALSE(report.targets[1].pass());  // two futex ping-pongs, 1.5 allowed
   EXPECT_NE(report.Table().find("PASS"), std::string::npos);
   EXPECT_NE(report.Table().find("short of"), std::string::npos);
+  EXPECT_EQ(report.Table().find("not measured"), std::string::npos);
+}
+
+// Flags may make other cases than those that targets are about.
+TEST(BenchReportTest, TargetsOfOtherCasesOfALoadAreNotMeasured) {
+  BenchReport report = SmallReport();
+  report.results[0].id = "dense 4KiB auto";
+  report.results.pop_back();
+  report.targets = CheckTargets(report);
+  ASSERT_EQ(report.targets.size(), 3);  // of the load dense; of others nothing was asked
+  for (const BenchTarget& target : report.targets) {
+    EXPECT_FALSE(target.measured) << target.what;
+    EXPECT_FALSE(target.pass()) << target.what;
+    EXPECT_EQ(target.what.find("dense "), 0) << target.what;
+  }
+  EXPECT_NE(report.Table().find("not measured, wanted >= 0.60"), std::string::npos);
+  EXPECT_EQ(report.Table().find("short of"), std::string::npos);
+  google::protobuf::Struct json;
+  const auto status = google::protobuf::util::JsonStringToMessage(report.Json(), &json);
+  ASSERT_TRUE(status.ok()) << status.ToString();
+  EXPECT_EQ(json.fields().at("targets").list_value().values_size(), 0);
+  EXPECT_EQ(json.fields().at("targets_not_measured").list_value().values_size(), 3);
 }
 
 TEST(BenchReportTest, JsonHasConditionsAndEveryRound) {

@@ -7,6 +7,8 @@
 #include "ps/base/sparse_layout.h"
 #include "ps/codec/payload_codec.h"
 #include "ps/wire/codec.h"
+#include "worker/client/client_core.h"
+#include "worker/client/known_lists.h"
 #include "worker/data/sampler.h"
 
 namespace parley {
@@ -14,6 +16,9 @@ namespace {
 
 // Steps whose keys are counted: enough for a mean, few enough to read at once.
 constexpr uint64_t kSampledSteps = 4;
+
+// Rpc begins at a random multiple of 2^16 below 2^47, so that most ids take as much as this one.
+constexpr uint64_t kRequestId = uint64_t{1} << 46;
 
 double FrameBytes(const pb::FrameHeader& header) {
   return static_cast<double>(EncodeHeader(header).size());
@@ -87,6 +92,8 @@ class Teller {
     return absl::OkStatus();
   }
 
+  uint64_t MaxRequestBytes() const { return uint64_t{cluster_.max_request_kib()} << 10; }
+
   // As the scheduler deals them out: the partitions of all tables to the shards in turn.
   uint32_t Shards() const { return cluster_.servers() * cluster_.shards_per_server(); }
   LinkTraffic& LinkOf(uint32_t shard) {
@@ -105,7 +112,7 @@ class Teller {
     header.set_job(1);
     header.set_sender(1);
     header.set_incarnation(cluster_.workers() + 1);
-    header.set_request_id(2 * tick_);
+    header.set_request_id(kRequestId);
     header.set_table(table_);
     header.set_tick(tick_);
     header.set_rank(cluster_.workers() - 1);
@@ -137,7 +144,7 @@ class Teller {
   // The requests for these partitions, each of one shard and of at most max_request_kib of floats.
   void DenseRequests(const DenseLayout& layout, const std::vector<uint32_t>& partitions, bool push,
                      bool pull) {
-    const uint64_t most = uint64_t{cluster_.max_request_kib()} << 10;
+    const uint64_t most = MaxRequestBytes();
     for (uint32_t shard = 0; shard < Shards(); ++shard) {
       std::vector<uint32_t> group;
       uint64_t bytes = 0;
@@ -187,42 +194,121 @@ class Teller {
     link->requests += share;
   }
 
-  // The keys go along with the pull; the push names them by their digest.
+  // Keys of one partition in one message.
+  struct Run {
+    uint32_t partition;
+    uint64_t keys;
+  };
+
+  // The keys go along with the pull; the push names by its digest what the pull has sent whole.
   void SparseStep(const SparseLayout& layout, const std::vector<uint64_t>& keys, double share) {
     traffic_.keys += share * static_cast<double>(keys.size());
     std::vector<uint64_t> count(layout.partitions());
     for (const uint64_t key : keys) ++count[layout.PartitionOf(key)];
     for (uint32_t shard = 0; shard < Shards(); ++shard) {
-      pb::FrameHeader pull = Request(pb::PULL), rows = Header(pb::REPLY);
-      pb::FrameHeader push = Request(pb::PUSH), ok = Header(pb::REPLY);
-      double key_bytes = 0, row_bytes = 0, gradient_bytes = 0;
-      for (uint32_t p = 0; p < count.size(); ++p) {
-        if ((first_owner_ + p) % Shards() != shard) continue;
-        // A step is closed in every partition, also where it has no key.
-        pb::Part* pushed = push.add_part();
-        pushed->set_partition(p);
-        SetPush(count[p] * layout.dim(), pushed);
-        if (count[p] == 0) continue;
-        gradient_bytes += static_cast<double>(Encoded(push_, count[p] * layout.dim()));
-        pb::Part* asked = pull.add_part();
-        asked->set_partition(p);
-        pb::Part* answered = rows.add_part();
-        SetAnswer(p, count[p] * layout.dim(), answered);
-        answered->set_keys(static_cast<uint32_t>(count[p]));
-        for (pb::Part* part : {pushed, asked}) {
-          part->set_keys(static_cast<uint32_t>(count[p]));
-          part->set_key_digest(std::string(16, 'd'));
-        }
-        pushed->set_key_bytes(0);
-        asked->set_key_bytes(count[p] * sizeof(uint64_t));
-        key_bytes += static_cast<double>(count[p] * sizeof(uint64_t));
-        row_bytes += static_cast<double>(Encoded(pull_, count[p] * layout.dim()));
-      }
-      if (push.part_size() == 0) continue;
-      LinkTraffic& link = LinkOf(shard);
-      if (pull.part_size() > 0) Count(pull, rows, key_bytes, row_bytes, share, &link);
-      Count(push, ok, gradient_bytes, 0, share, &link);
+      std::vector<bool> known = SparsePulls(layout, count, shard, share);
+      SparsePushes(layout, count, known, shard, share);
     }
+  }
+
+  bool Owns(uint32_t shard, uint32_t partition) const {
+    return (first_owner_ + partition) % Shards() == shard;
+  }
+
+  // As SparseClient::Pull cuts them. Gives the partitions whose list of keys is known by its digest
+  // afterwards: it has one (SparseRequest::Seal), and it was not cut.
+  std::vector<bool> SparsePulls(const SparseLayout& layout, const std::vector<uint64_t>& count,
+                                uint32_t shard, double share) {
+    const uint64_t row_bytes = layout.dim() * sizeof(float) + sizeof(uint64_t);
+    const uint64_t most = std::max<uint64_t>(1, MaxRequestBytes() / row_bytes);
+    std::vector<bool> known(count.size());
+    std::vector<Run> open;
+    uint64_t asked = 0;
+    const auto flush = [&] {
+      if (!open.empty()) SparsePull(layout, open, shard, share);
+      open.clear();
+      asked = 0;
+    };
+    for (uint32_t p = 0; p < count.size(); ++p) {
+      if (!Owns(shard, p)) continue;
+      for (uint64_t left = count[p]; left > 0;) {
+        if (!open.empty() &&
+            (asked >= most || open.size() >= kMaxPartsPerMessage || open.back().partition == p)) {
+          flush();
+        }
+        const uint64_t n = std::min(left, most - asked);
+        known[p] = n == count[p] && n >= KnownLists::kMinKeys;
+        open.push_back({p, n});
+        asked += n;
+        left -= n;
+      }
+    }
+    flush();
+    return known;
+  }
+
+  void SparsePull(const SparseLayout& layout, const std::vector<Run>& runs, uint32_t shard,
+                  double share) {
+    pb::FrameHeader pull = Request(pb::PULL), rows = Header(pb::REPLY);
+    double key_bytes = 0, row_bytes = 0;
+    for (const Run& run : runs) {
+      const uint64_t values = run.keys * layout.dim();
+      SetKeys(run, /*known=*/false, pull.add_part(), &key_bytes);
+      pb::Part* answered = rows.add_part();
+      SetAnswer(run.partition, values, answered);
+      answered->set_keys(static_cast<uint32_t>(run.keys));
+      row_bytes += static_cast<double>(Encoded(pull_, values));
+    }
+    Count(pull, rows, key_bytes, row_bytes, share, &LinkOf(shard));
+  }
+
+  // As SparseClient::PushGroups groups them.
+  void SparsePushes(const SparseLayout& layout, const std::vector<uint64_t>& count,
+                    const std::vector<bool>& known, uint32_t shard, double share) {
+    std::vector<Run> open;
+    uint64_t bytes = 0;
+    // A step is closed in every partition, also where it has no key.
+    for (uint32_t p = 0; p < count.size(); ++p) {
+      if (!Owns(shard, p)) continue;
+      const uint64_t size =
+          count[p] == 0 ? 0 : count[p] * sizeof(uint64_t) + Encoded(push_, count[p] * layout.dim());
+      if (!open.empty() &&
+          (bytes + size > MaxRequestBytes() || open.size() >= kMaxPartsPerMessage)) {
+        SparsePush(layout, open, known, shard, share);
+        open.clear();
+        bytes = 0;
+      }
+      open.push_back({p, count[p]});
+      bytes += size;
+    }
+    if (!open.empty()) SparsePush(layout, open, known, shard, share);
+  }
+
+  void SparsePush(const SparseLayout& layout, const std::vector<Run>& runs,
+                  const std::vector<bool>& known, uint32_t shard, double share) {
+    pb::FrameHeader push = Request(pb::PUSH), ok = Header(pb::REPLY);
+    double bytes = 0;
+    for (const Run& run : runs) {
+      pb::Part* part = push.add_part();
+      if (run.keys == 0) {
+        part->set_partition(run.partition);
+      } else {
+        SetKeys(run, known[run.partition], part, &bytes);
+        bytes += static_cast<double>(Encoded(push_, run.keys * layout.dim()));
+      }
+      SetPush(run.keys * layout.dim(), part);
+    }
+    Count(push, ok, bytes, 0, share, &LinkOf(shard));
+  }
+
+  // `known`: there by its digest; else the list travels, and `bytes` has it.
+  static void SetKeys(const Run& run, bool known, pb::Part* part, double* bytes) {
+    part->set_partition(run.partition);
+    part->set_keys(static_cast<uint32_t>(run.keys));
+    if (run.keys >= KnownLists::kMinKeys) part->set_key_digest(std::string(16, 'd'));
+    const uint64_t list = known ? 0 : run.keys * sizeof(uint64_t);
+    part->set_key_bytes(list);
+    *bytes += static_cast<double>(list);
   }
 
   const pb::Experiment& experiment_;

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "ps/config/experiment.h"
 
 namespace parley {
@@ -126,6 +127,51 @@ TEST(Explain, TrafficOfAnEmbedding) {
   EXPECT_NEAR(Sum(traffic, &LinkTraffic::pulled), dense + traffic.keys * 8 * 4, 1e-6);
   EXPECT_NEAR(Sum(traffic, &LinkTraffic::pushed), dense + traffic.keys * (8 * 4 + 8), 1e-6);
   EXPECT_THAT(ToText(*loaded, *explained), HasSubstr("samples of 4 keys, 2 classes"));
+}
+
+Traffic TrafficOfClicks(const std::string& embedding, const std::string& cluster,
+                        uint32_t global_batch) {
+  const auto loaded = LoadExperimentText(
+      absl::StrCat(
+          "name: \"clicks\" data { synthetic_clicks { fields: 4 keys_per_field: 5000 } }\n",
+          "model { layer { embedding { dim: 8 ", embedding, " } }\n",
+          "        layer { linear { out: 2 } } layer { log_softmax {} } }\n",
+          "optimizer { sgd {} } training { global_batch: ", global_batch, " } cluster { ", cluster,
+          " }\n"),
+      "clicks");
+  EXPECT_TRUE(loaded.ok()) << loaded.status();
+  const auto explained = Explain(*loaded);
+  EXPECT_TRUE(explained.ok()) << explained.status();
+  return explained->traffic;
+}
+
+// Lists of fewer than 8 keys have no digest: they travel with the pull and again with the push.
+TEST(Explain, ShortListsOfKeysTravelTwice) {
+  // About 16 keys a step in 1024 partitions, then in one.
+  const std::string cluster = "workers: 1 servers: 1 max_request_kib: 16384";
+  const Traffic short_lists = TrafficOfClicks("partitions: 1024", cluster, 4);
+  const Traffic one_list = TrafficOfClicks("partitions: 1", cluster, 4);
+  ASSERT_EQ(short_lists.keys, one_list.keys);
+  EXPECT_NEAR(Sum(short_lists, &LinkTraffic::pushed) - Sum(one_list, &LinkTraffic::pushed),
+              short_lists.keys * 8, 1e-6);
+}
+
+// What does not fit one message is cut. A list that was cut in its pull is not known in its push.
+TEST(Explain, MessagesAreCutAsTheClientCutsThem) {
+  const std::string two = "workers: 1 servers: 1 max_request_kib: ";
+  const Traffic whole = TrafficOfClicks("partitions: 1", two + "16384", 1024);
+  const Traffic cut = TrafficOfClicks("partitions: 1", two + "16", 1024);
+  ASSERT_GT(whole.keys, 1000);
+  // A pull, a push, and a fused request for the dense table.
+  EXPECT_EQ(Sum(whole, &LinkTraffic::requests), 3);
+  // 16 KiB are 409 keys with their rows; a partition's push is never cut.
+  EXPECT_GT(Sum(cut, &LinkTraffic::requests), 2 + whole.keys / 409 - 1e-6);
+  EXPECT_LT(Sum(cut, &LinkTraffic::requests), 2 + whole.keys / 409 + 1 + 1e-6);
+  EXPECT_NEAR(Sum(cut, &LinkTraffic::pushed) - Sum(whole, &LinkTraffic::pushed), whole.keys * 8,
+              1e-6);
+  // In several partitions pushes are cut, too.
+  const Traffic many = TrafficOfClicks("partitions: 64", two + "16", 1024);
+  EXPECT_GT(Sum(many, &LinkTraffic::requests), 1 + 2 * (many.keys / 409 - 1));
 }
 
 TEST(Explain, TextNamesWhatMatters) {

@@ -45,7 +45,16 @@ class Finder {
 
   void Compressions() {
     const pb::Compression& dense = experiment_.compression();
-    Codec("compression.push", dense.push(), {.allows_residual = true});
+    const bool no_push_is_lost = experiment_.consistency().backup_workers() == 0;
+    const CodecUse push = {
+        .allows_residual = no_push_is_lost,
+        .otherwise =
+            "with consistency.backup_workers what a push that comes too late brings is "
+            "lost, though the worker believes it arrived",
+        .remedy = ", or backup_workers 0"};
+    Codec("compression.push", dense.push(), push);
+    // Backup workers do no harm here: who was passed over and holds an old version is sent the
+    // weights whole.
     const bool bsp = experiment_.consistency().mode() == pb::Consistency::BSP;
     Codec("compression.pull", dense.pull(),
           {.allows_residual = bsp,
@@ -56,7 +65,7 @@ class Finder {
     if (!HasEmbedding()) return;
     const std::string path = "model.layer[0].embedding.compression";
     const pb::Compression& sparse = experiment_.model().layer(0).embedding().compression();
-    Codec(path + ".push", sparse.push(), {.allows_residual = true});
+    Codec(path + ".push", sparse.push(), push);
     Codec(path + ".pull", sparse.pull(), {.otherwise = "of rows, changes cannot be sent"});
   }
 
@@ -149,16 +158,9 @@ class Finder {
                  absl::StrJoin(names, ", "));
     }
     if (!KeepsResidual(name)) return;
-    if (!use.allows_residual) {
-      return Add(path, absl::StrCat("'", name, "' keeps what it loses, and ", use.otherwise),
-                 absl::StrCat(absl::StrJoin(Stateless(names), ", "), use.remedy));
-    }
-    if (experiment_.consistency().backup_workers() > 0) {
-      Add(path,
-          absl::StrCat("'", name, "' with consistency.backup_workers: what a push that comes too ",
-                       "late brings is lost, though the worker believes it arrived"),
-          absl::StrCat(absl::StrJoin(Stateless(names), ", "), ", or backup_workers 0"));
-    }
+    if (use.allows_residual) return;
+    Add(path, absl::StrCat("'", name, "' keeps what it loses, and ", use.otherwise),
+        absl::StrCat(absl::StrJoin(Stateless(names), ", "), use.remedy));
   }
 
   // By the default settings: those of the experiment may be out of range, which is said elsewhere.

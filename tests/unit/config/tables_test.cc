@@ -81,15 +81,26 @@ TEST(Compression, PullsOfChangesNeedBsp) {
   }
 }
 
-TEST(Compression, FeedbackAndBackupWorkersExcludeEachOther) {
+TEST(Compression, FeedbackOfPushesAndBackupWorkersExcludeEachOther) {
   const std::string backup = "consistency.backup_workers=1";
   EXPECT_THAT(Errors(kDense, {backup, "compression.push=fp16"}), ElementsAre());
   EXPECT_THAT(Errors(kDense, {backup, "compression.push=top_k"}),
-              ElementsAre(testing::AllOf(HasSubstr("'top_k' with consistency.backup_workers"),
+              ElementsAre(testing::AllOf(HasSubstr("field 'compression.push'"),
+                                         HasSubstr("with consistency.backup_workers what a push"),
                                          HasSubstr("none, bf16, fp16, or backup_workers 0"))));
   EXPECT_THAT(
       Errors(Replaced(kSparse, "dim: 8", "dim: 8 compression { push: \"int8\" }"), {backup}),
       ElementsAre(HasSubstr("embedding.compression.push")));
+}
+
+// A worker that was passed over holds an old version and is sent the weights whole.
+TEST(Compression, ChangesMayBePulledWithBackupWorkers) {
+  for (const char* name : {"int8", "one_bit", "top_k"}) {
+    EXPECT_THAT(
+        Errors(kDense, {"consistency.backup_workers=1", absl::StrCat("compression.pull=", name)}),
+        ElementsAre())
+        << name;
+  }
 }
 
 TEST(Compression, OfAnEmbedding) {

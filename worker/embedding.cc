@@ -5,13 +5,23 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_format.h"
 #include "ps/base/sparse_layout.h"
-#include "worker/data/dataset.h"
 
 namespace parley {
 namespace {
 
-void Add(const float* from, uint32_t n, float* to) {
-  for (uint32_t i = 0; i < n; ++i) to[i] += from[i];
+// Of a batch without factors nothing is multiplied.
+float FactorOf(const KeyBatch& batch, const uint32_t* index) {
+  if (batch.factors.empty()) return 1;
+  return batch.factors[static_cast<size_t>(index - batch.index.data())];
+}
+
+// to += factor * from
+void Add(const float* from, float factor, uint32_t n, float* to) {
+  if (factor == 1) {
+    for (uint32_t i = 0; i < n; ++i) to[i] += from[i];
+  } else {
+    for (uint32_t i = 0; i < n; ++i) to[i] += factor * from[i];
+  }
 }
 
 }  // namespace
@@ -35,6 +45,7 @@ void Embedding::Index(absl::Span<const uint64_t> keys, KeyBatch* batch) const {
   batch->rows = keys.size() / fields_;
   batch->keys.clear();
   batch->index.clear();
+  batch->factors.clear();
   absl::flat_hash_map<uint64_t, uint32_t> seen;
   seen.reserve(keys.size());
   for (uint64_t key : keys) {
@@ -55,14 +66,17 @@ void Embedding::Gather(const KeyBatch& batch, const float* values, float* x) con
     for (uint32_t field = 0; field < fields_; ++field, ++index) {
       const bool none = *index == KeyBatch::kNone;
       const float* value = none ? nullptr : values + uint64_t{*index} * dim_;
+      const float factor = FactorOf(batch, index);
       if (sum_) {
-        if (!none) Add(value, dim_, x);
+        if (!none) Add(value, factor, dim_, x);
         continue;
       }
       if (none) {
         std::fill_n(x, dim_, 0.0f);
-      } else {
+      } else if (factor == 1) {
         std::copy_n(value, dim_, x);
+      } else {
+        for (uint32_t i = 0; i < dim_; ++i) x[i] = factor * value[i];
       }
       x += dim_;
     }
@@ -75,11 +89,20 @@ void Embedding::Scatter(const KeyBatch& batch, const float* dx, float* gradients
   const uint32_t* index = batch.index.data();
   for (uint64_t row = 0; row < batch.rows; ++row) {
     for (uint32_t field = 0; field < fields_; ++field, ++index) {
-      if (*index != KeyBatch::kNone) Add(dx, dim_, gradients + uint64_t{*index} * dim_);
+      if (*index != KeyBatch::kNone) {
+        Add(dx, FactorOf(batch, index), dim_, gradients + uint64_t{*index} * dim_);
+      }
       if (!sum_) dx += dim_;
     }
     if (sum_) dx += dim_;
   }
+}
+
+void ReadFactors(const Dataset& set, absl::Span<const uint64_t> ids, KeyBatch* batch) {
+  batch->factors.clear();
+  if (!set.has_values()) return;
+  batch->factors.resize(batch->index.size());
+  set.ReadValues(ids, batch->factors.data());
 }
 
 const pb::Embedding* FindEmbedding(const pb::Model& model) {

@@ -4,8 +4,9 @@
 //   Index -> (rows are pulled) -> Gather -> model forward and backward -> Scatter -> (pushed)
 //
 // CONCAT puts the rows of a sample's keys side by side, [fields * dim]; SUM adds them up, [dim].
-// kNoKey contributes zeros and gets no gradient. Deterministic: a row's gradient is added up by
-// sample, then by field; sums of SUM by field. Immutable; thread-safe.
+// Where the data have values, a key's row is multiplied by its value on the way in and its gradient
+// on the way back. kNoKey contributes zeros and gets no gradient. Deterministic: a row's gradient
+// is added up by sample, then by field; sums of SUM by field. Immutable; thread-safe.
 #ifndef PARLEY_WORKER_EMBEDDING_H_
 #define PARLEY_WORKER_EMBEDDING_H_
 
@@ -17,6 +18,7 @@
 #include "models/shape.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
+#include "worker/data/dataset.h"
 
 namespace parley {
 
@@ -30,6 +32,7 @@ struct KeyBatch {
   uint64_t rows = 0;
   std::vector<uint64_t> keys;   // in the order in which they first occur
   std::vector<uint32_t> index;  // [rows, fields]: into keys; kNone for kNoKey
+  std::vector<float> factors;   // [rows, fields]: what rows are multiplied by; empty: all 1
 };
 
 class Embedding {
@@ -42,7 +45,8 @@ class Embedding {
   uint32_t fields() const { return fields_; }
   SampleShape output() const;  // of one sample: [fields * dim] or [dim]
 
-  // keys [rows, fields] -> batch. REQUIRES: keys.size() is a multiple of fields() below 2^32.
+  // keys [rows, fields] -> batch, without factors. REQUIRES: keys.size() is a multiple of fields()
+  // below 2^32.
   void Index(absl::Span<const uint64_t> keys, KeyBatch* batch) const;
 
   // values [batch.keys, dim] -> x [batch.rows, output()].
@@ -58,6 +62,10 @@ class Embedding {
   uint32_t dim_, fields_;
   bool sum_;
 };
+
+// The values that come with the keys of samples `ids` of `set`, if any, as the factors of their
+// batch. REQUIRES: `batch` is of these samples' keys.
+void ReadFactors(const Dataset& set, absl::Span<const uint64_t> ids, KeyBatch* batch);
 
 // The embedding that the model begins with; null if there is none.
 const pb::Embedding* FindEmbedding(const pb::Model& model);

@@ -67,6 +67,7 @@ void Evaluator::Pass::Load() {
     raw_keys.resize(ids.size() * set->keys_per_row());
     set->ReadKeysAndLabels(ids, raw_keys.data(), labels.data());
     workload->embedding->Index(raw_keys, &keys);
+    ReadFactors(*set, ids, &keys);
   } else {
     x.resize(ids.size() * set->shape().size());
     set->Read(ids, x.data(), labels.data());

@@ -80,6 +80,7 @@ void StepJob::Load(Position position) {
     raw_keys_.resize(ids.size() * train.keys_per_row());
     train.ReadKeysAndLabels(ids, raw_keys_.data(), batch.labels.data());
     workload_->embedding->Index(raw_keys_, &batch.keys);
+    ReadFactors(train, ids, &batch.keys);
   } else {
     batch.values.resize(ids.size() * train.shape().size());
     train.Read(ids, batch.values.data(), batch.labels.data());

@@ -217,6 +217,7 @@ absl::Status LocalRun::Load(const Dataset& set, const std::vector<uint64_t>& ids
   batch_.raw_keys.resize(ids.size() * set.keys_per_row());
   set.ReadKeys(ids, batch_.raw_keys.data());
   embedding_->Index(batch_.raw_keys, &batch_.keys);
+  ReadFactors(set, ids, &batch_.keys);
   batch_.rows.resize(batch_.keys.keys.size() * embedding_->dim());
   absl::Status status = sparse_->Pull(batch_.keys.keys, batch_.rows.data());
   if (!status.ok()) return status;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cassert>
 #include <charconv>
+#include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -21,6 +23,14 @@ constexpr uint32_t kMaxFields = 1024;
 struct Log {
   std::vector<uint64_t> keys;   // [samples, fields]
   std::vector<uint8_t> labels;  // [samples]
+  // [samples, fields]; absent while all are 1, as they are in most logs.
+  std::optional<std::vector<float>> values;
+
+  void Add(uint64_t key, float value) {
+    if (value != 1 && !values.has_value()) values.emplace(keys.size(), 1.0f);
+    keys.push_back(key);
+    if (values.has_value()) values->push_back(value);
+  }
 };
 
 class ClickLogDataset final : public Dataset {
@@ -45,6 +55,15 @@ class ClickLogDataset final : public Dataset {
       std::copy_n(log_->keys.data() + (first_ + ids[row]) * fields_, fields_, keys + row * fields_);
     }
   }
+  bool has_values() const override { return log_->values.has_value(); }
+  void ReadValues(absl::Span<const uint64_t> ids, float* values) const override {
+    assert(has_values());
+    for (size_t row = 0; row < ids.size(); ++row) {
+      assert(ids[row] < samples_);
+      std::copy_n(log_->values->data() + (first_ + ids[row]) * fields_, fields_,
+                  values + row * fields_);
+    }
+  }
 
  private:
   const std::shared_ptr<const Log> log_;
@@ -59,18 +78,20 @@ absl::Status Refuse(const std::string& what, std::string_view text, const std::s
                                                     text.size() > kShown ? "..." : "", allowed));
 }
 
-// "123" or "123:1".
-absl::Status ParseFeature(std::string_view text, uint64_t* key) {
+// "123" or "123:0.5".
+absl::Status ParseFeature(std::string_view text, uint64_t* key, float* value) {
   const char* const end = text.data() + text.size();
   const auto [after, error] = std::from_chars(text.data(), end, *key);
   if (error != std::errc() || *key == kNoKey || (after != end && *after != ':')) {
-    return Refuse("has the feature", text, "an integer in 0..2^64-2, alone or with a value of 1");
+    return Refuse("has the feature", text, "an integer in 0..2^64-2, alone or with a value");
   }
+  *value = 1;
   if (after == end) return absl::OkStatus();
-  double value = 0;
-  const auto [last, bad] = std::from_chars(after + 1, end, value);
-  if (bad == std::errc() && last == end && value == 1) return absl::OkStatus();
-  return Refuse("has the feature", text, "a value of 1 after the colon, or none");
+  double number = 0;
+  const auto [last, bad] = std::from_chars(after + 1, end, number);
+  *value = static_cast<float>(number);
+  if (bad == std::errc() && last == end && std::isfinite(*value)) return absl::OkStatus();
+  return Refuse("has the feature", text, "a finite number after the colon, or no colon");
 }
 
 // Appends one sample to `log`.
@@ -86,14 +107,15 @@ absl::Status ParseLine(std::string_view line, uint32_t fields, Log* log) {
   for (bool more = true; more; ++found) {
     const size_t comma = features.find(',');
     uint64_t key = 0;
+    float value = 1;
     // Those past the last field are looked at, too: a broken line is a broken line.
-    absl::Status status = ParseFeature(features.substr(0, comma), &key);
+    absl::Status status = ParseFeature(features.substr(0, comma), &key, &value);
     if (!status.ok()) return status;
-    if (found < fields) log->keys.push_back(key);
+    if (found < fields) log->Add(key, value);
     more = comma != features.npos;
     if (more) features.remove_prefix(comma + 1);
   }
-  for (; found < fields; ++found) log->keys.push_back(kNoKey);
+  for (; found < fields; ++found) log->Add(kNoKey, 1);
   log->labels.push_back(label == "1" ? 1 : 0);
   return absl::OkStatus();
 }

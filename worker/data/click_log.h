@@ -1,11 +1,11 @@
 // ClickLog: samples of keys from a text file, one a line, plain or gzip by content.
 //
 //   line  := feat ("," feat)* (tab | space) label
-//   feat  := uint64 below 2^64 - 1, or that with ":1"
+//   feat  := uint64 below 2^64 - 1, alone or with ":" and a value, a finite decimal number
 //   label := "0" | "1"
 //
-// Lines of more than `fields` features are cut, shorter ones filled with kNoKey. Pure functions,
-// thread-safe.
+// A key without a value has 1. Lines of more than `fields` features are cut, shorter ones filled
+// with kNoKey. Pure functions, thread-safe.
 #ifndef PARLEY_WORKER_DATA_CLICK_LOG_H_
 #define PARLEY_WORKER_DATA_CLICK_LOG_H_
 

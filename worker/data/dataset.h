@@ -39,7 +39,12 @@ class Dataset {
   // Fills keys [ids.size(), keys_per_row()]; kNoKey where a sample has fewer.
   // REQUIRES: every id < samples().
   virtual void ReadKeys(absl::Span<const uint64_t> /*ids*/, uint64_t* /*keys*/) const {}
-  // Both at once, which may be cheaper.
+  // Data of keys: whether any key comes with a value other than 1.
+  virtual bool has_values() const { return false; }
+  // Fills values [ids.size(), keys_per_row()], what the rows of the keys are multiplied by; 1 where
+  // a sample says nothing. REQUIRES: has_values(), every id < samples().
+  virtual void ReadValues(absl::Span<const uint64_t> /*ids*/, float* /*values*/) const {}
+  // Keys and labels at once, which may be cheaper.
   virtual void ReadKeysAndLabels(absl::Span<const uint64_t> ids, uint64_t* keys,
                                  int32_t* labels) const {
     ReadKeys(ids, keys);

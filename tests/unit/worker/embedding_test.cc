@@ -63,6 +63,29 @@ TEST(Embedding, SumAddsRowsUp) {
   EXPECT_THAT(gradients, ElementsAre(2, 4, 11, 22, 10, 20));
 }
 
+TEST(Embedding, FactorsMultiplyRowsAndTheirGradients) {
+  const std::vector<float> values = {70, 71, 30, 31, 90, 91};  // rows of 7, 3, 9
+  KeyBatch batch;
+  const Embedding concat = *Embedding::Create(Config(2, pb::Embedding::CONCAT), 3);
+  concat.Index(kKeys, &batch);
+  batch.factors = {2, 1, -1, 1, 0, 0.5f};
+  std::vector<float> x(12, -1), gradients(6, -1);
+  concat.Gather(batch, values.data(), x.data());
+  EXPECT_THAT(x, ElementsAre(140, 142, 30, 31, -70, -71, 0, 0, 0, 0, 15, 15.5f));
+  const std::vector<float> dx = {1, 2, 4, 8, 16, 32, 1000, 1000, 64, 128, 256, 512};
+  concat.Scatter(batch, dx.data(), gradients.data());
+  EXPECT_THAT(gradients, ElementsAre(2 - 16, 4 - 32, 4 + 128, 8 + 256, 0, 0));
+
+  const Embedding sum = *Embedding::Create(Config(2, pb::Embedding::SUM), 3);
+  std::vector<float> pooled(4, -1);
+  sum.Gather(batch, values.data(), pooled.data());
+  EXPECT_THAT(pooled, ElementsAre(100, 102, 15, 15.5f));
+  sum.Scatter(batch, std::vector<float>{1, 2, 10, 20}.data(), gradients.data());
+  EXPECT_THAT(gradients, ElementsAre(1, 2, 6, 12, 0, 0));
+  sum.Index(kKeys, &batch);
+  EXPECT_TRUE(batch.factors.empty());  // those of the batch before are gone
+}
+
 // Gather and Scatter are linear and each other's transpose: <Gather(v), dx> = <v, Scatter(dx)>.
 TEST(Embedding, ScatterIsTheTransposeOfGather) {
   for (const auto pooling : {pb::Embedding::CONCAT, pb::Embedding::SUM}) {
@@ -71,6 +94,7 @@ TEST(Embedding, ScatterIsTheTransposeOfGather) {
     for (uint64_t i = 0; i < 4 * 20; ++i) keys.push_back(i % 7 == 3 ? kNoKey : i * i % 23);
     KeyBatch batch;
     embedding.Index(keys, &batch);
+    for (size_t i = 0; i < keys.size(); ++i) batch.factors.push_back(static_cast<float>(i % 5) - 2);
     std::vector<float> values(batch.keys.size() * 3), gradients(values.size());
     std::vector<float> x(20 * embedding.output().size()), dx(x.size());
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 11) - 5;

@@ -74,6 +74,38 @@ TEST_F(ClickLogTest, ReadsPlainAndGzipCutsAndFills) {
   }
 }
 
+// Values come beside the keys, 1 where a sample says nothing, also before the first that is not 1.
+TEST_F(ClickLogTest, ValuesStandBesideTheirKeys) {
+  pb::Data data =
+      Config(files_.Write("values", "7,8 1\n1:0.693,2,3:9 0\n4:-2.5e-1 1\n5:0,6:1 0\n"), 2);
+  data.mutable_click_log()->set_test(good_);
+  const absl::StatusOr<DataSplits> splits = LoadClickLog(data);
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  ASSERT_TRUE(splits->train->has_values());
+  EXPECT_FALSE(splits->test->has_values());
+  EXPECT_THAT(AllKeys(*splits->train), ElementsAre(7, 8, 1, 2, 4, kNoKey, 5, 6));
+  std::vector<float> values(4);
+  splits->train->ReadValues({0, 1}, values.data());
+  EXPECT_THAT(values, ElementsAre(1, 1, 0.693f, 1));
+  splits->train->ReadValues({3, 2}, values.data());
+  EXPECT_THAT(values, ElementsAre(0, 1, -0.25f, 1));
+  // What is cut off has no say, and 1 is what there is without a value.
+  data = Config(files_.Write("ones", "7:1,8:1.0,9:3 1\n"), 2);
+  data.mutable_click_log()->set_test(good_);
+  EXPECT_FALSE(LoadClickLog(data)->train->has_values());
+}
+
+// The test set is the tail of the same lines.
+TEST_F(ClickLogTest, ValuesOfTheLastTenth) {
+  std::string text;
+  for (int i = 0; i < 20; ++i) absl::StrAppend(&text, i, ":", i + 2, " 0\n");
+  const absl::StatusOr<DataSplits> splits = LoadClickLog(Config(files_.Write("tail", text), 1));
+  ASSERT_TRUE(splits.ok()) << splits.status();
+  std::vector<float> values(2);
+  splits->test->ReadValues({0, 1}, values.data());
+  EXPECT_THAT(values, ElementsAre(20, 21));
+}
+
 TEST_F(ClickLogTest, LastTenthIsTheTestSetAndLimitsCutBoth) {
   std::string text;
   for (int i = 0; i < 35; ++i) absl::StrAppend(&text, i, " ", i % 2, "\n");
@@ -98,17 +130,18 @@ TEST_F(ClickLogTest, LastTenthIsTheTestSetAndLimitsCutBoth) {
 
 TEST_F(ClickLogTest, ErrorsNameFileLineValueAndWhatIsAllowed) {
   EXPECT_EQ(ErrorOf("1,2 0\n3,4 1\n"), "");
-  EXPECT_THAT(ErrorOf("1,2 0\n3,4:0.5 1\n"),
-              AllOf(StartsWith("bad:2: "), HasSubstr("'4:0.5'"), HasSubstr("a value of 1")));
+  EXPECT_THAT(ErrorOf("1,2 0\n3,4:0.5x 1\n"),
+              AllOf(StartsWith("bad:2: "), HasSubstr("'4:0.5x'"), HasSubstr("a finite number")));
   for (const char* feature :
        {"x", "-1", "1x", "18446744073709551615", "18446744073709551616", "", " 3", "1.5"}) {
     EXPECT_THAT(ErrorOf(absl::StrCat("1 0\n1 1\n2,", feature, "\t0\n")),
                 AllOf(StartsWith("bad:3: has the feature"), HasSubstr("0..2^64-2")))
         << feature;
   }
-  for (const char* value : {"4:", "4:1x", "4:nan", "4:0", "4:1:1"}) {
+  for (const char* value :
+       {"4:", "4:1x", "4:nan", "4:-inf", "4:1e39", "4:1e999", "4:1:1", "4:+1"}) {
     EXPECT_THAT(ErrorOf(absl::StrCat(value, " 1\n")),
-                AllOf(StartsWith("bad:1: "), HasSubstr("a value of 1")))
+                AllOf(StartsWith("bad:1: "), HasSubstr("a finite number after the colon")))
         << value;
   }
   // Beyond the fields that are kept, too.

@@ -30,6 +30,10 @@ std::string HistoryChecker::Partition::Name() const {
   return absl::StrFormat("partition %d of table %d", index, table);
 }
 
+void HistoryChecker::ExpectTable(uint32_t table, uint32_t partitions) {
+  for (uint32_t index = 0; index < partitions; ++index) Of({table, index});
+}
+
 HistoryChecker::State& HistoryChecker::Of(Partition partition) {
   State& state = states_[partition];
   if (state.closed.empty()) {
@@ -92,13 +96,14 @@ void HistoryChecker::OnUpdateWithoutTick(uint32_t table, uint32_t index, uint32_
   CheckVersion(partition, version);
   const int times = ++without_tick_[{partition, worker, sequence}];
   if (times > 1) {
-    Violation(absl::StrFormat("update %d of worker %d was applied %d times to %s", sequence, worker,
-                              times, partition.Name()));
+    Violation(absl::StrFormat(
+        "sequence %d of worker %d, an update without tick, was applied %d times to %s", sequence,
+        worker, times, partition.Name()));
   }
   if (consistency_.mode() != pb::Consistency::ASP) {
-    Violation(absl::StrFormat("update %d of worker %d to %s belongs to no step, under %s", sequence,
-                              worker, partition.Name(),
-                              pb::Consistency::Mode_Name(consistency_.mode())));
+    Violation(absl::StrFormat(
+        "sequence %d of worker %d, an update without tick, came to %s under %s", sequence, worker,
+        partition.Name(), pb::Consistency::Mode_Name(consistency_.mode())));
   }
 }
 

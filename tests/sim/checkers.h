@@ -17,6 +17,7 @@ namespace parley {
 // Watches all servers of one run; a partition is one of a table, dense or sparse.
 //  - exactly once: every (partition, worker, tick) is accepted once and applied once; under BSP
 //    with k backup workers at most k of a step come late instead, otherwise none
+//  - no partition is forgotten: each that was expected has seen every tick of every worker
 //  - updates that belong to no step are applied once, and under ASP only
 //  - bounded staleness: a worker never reads for tick t before all workers' ticks below t - s are
 //    in the weights
@@ -25,6 +26,12 @@ namespace parley {
 class HistoryChecker : public ServerProbe {
  public:
   explicit HistoryChecker(const pb::Consistency& consistency, uint32_t workers);
+
+  // A table that every worker pushes to with each of its ticks, in all of these partitions, whether
+  // a server ever speaks of them or not. Before the run.
+  void ExpectTable(uint32_t table, uint32_t partitions);
+  // What another checker found out.
+  void Violation(std::string line);
 
   void OnApply(uint32_t table, uint32_t partition, uint64_t tick,
                const std::vector<uint32_t>& workers, uint64_t version) override;
@@ -41,6 +48,7 @@ class HistoryChecker : public ServerProbe {
   const std::vector<std::string>& violations() const { return violations_; }
   uint64_t reads() const { return reads_.size(); }
   uint64_t applies() const { return applies_; }
+  uint64_t updates_without_tick() const { return without_tick_.size(); }
 
  private:
   struct Partition {
@@ -63,7 +71,6 @@ class HistoryChecker : public ServerProbe {
   State& Of(Partition partition);
   void CheckVersion(Partition partition, uint64_t version);
   void Close(State& state, uint32_t worker, uint64_t tick);
-  void Violation(std::string line);
 
   const pb::Consistency consistency_;
   const uint32_t workers_;

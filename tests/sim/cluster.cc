@@ -8,12 +8,15 @@
 #include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "ps/base/dense_layout.h"
 #include "ps/base/sim_env.h"
 #include "ps/config/experiment.h"
 #include "ps/server/server_node.h"
 #include "scheduler/scheduler_node.h"
 #include "tests/sim/checkers.h"
+#include "tests/sim/update_worker.h"
 #include "worker/worker_node.h"
+#include "worker/workload.h"
 
 namespace parley {
 namespace {
@@ -46,6 +49,7 @@ struct SimNode {
   std::unique_ptr<Transport> transport;
   std::unique_ptr<ServerNode> server;
   std::unique_ptr<WorkerNode> worker;
+  std::unique_ptr<UpdateWorker> updater;
   std::optional<absl::Status> end;
   bool killed = false;
 };
@@ -60,6 +64,7 @@ class Cluster {
         checker_(run.experiment.consistency(), run.experiment.cluster().workers()) {}
 
   SimOutcome Run() {
+    ExpectTables();
     StartScheduler();
     const pb::Cluster& cluster = run_.experiment.cluster();
     for (uint32_t server = 0; server < cluster.servers(); ++server) {
@@ -80,6 +85,19 @@ class Cluster {
   }
 
  private:
+  // Every partition there should be, worked out from the experiment and not from what anybody says.
+  void ExpectTables() {
+    if (run_.updates > 0) return;  // nothing has ticks
+    const absl::StatusOr<std::unique_ptr<Workload>> workload = LoadWorkload(run_.experiment);
+    if (!workload.ok()) return;  // the workers will say so
+    const absl::StatusOr<DenseLayout> layout =
+        DenseLayout::Create(ModelTable(run_.experiment, *(*workload)->model));
+    if (layout.ok()) checker_.ExpectTable(kModelTable, layout->partitions());
+    if ((*workload)->embedding.has_value()) {
+      checker_.ExpectTable(kEmbeddingTable, EmbeddingTable(run_.experiment).sparse().partitions());
+    }
+  }
+
   void StartScheduler() {
     scheduler_env_ = std::make_unique<SimEnv>(&world_, "scheduler");
     scheduler_transport_ =
@@ -131,6 +149,19 @@ class Cluster {
   void AddWorker(uint32_t worker) {
     const std::string name = absl::StrCat("worker-", worker);
     SimNode* node = AddNode(name, "");
+    if (run_.updates > 0) {
+      UpdateWorker::Options updates;
+      updates.scheduler = kScheduler;
+      updates.job = "sim";
+      updates.node_name = name;
+      updates.plan = {run_.seed, run_.experiment.cluster().workers(), run_.updates};
+      updates.max_request_bytes = uint64_t{run_.experiment.cluster().max_request_kib()} << 10;
+      updates.violation = [this](std::string line) { checker_.Violation(std::move(line)); };
+      node->updater = std::make_unique<UpdateWorker>(node->env.get(), node->transport.get(),
+                                                     std::move(updates), Done(node));
+      node->updater->Start();
+      return;
+    }
     WorkerNode::Options options;
     options.scheduler = kScheduler;
     options.node_name = name;
@@ -208,6 +239,7 @@ class Cluster {
     outcome.violations = checker_.violations();
     outcome.reads = checker_.reads();
     outcome.applies = checker_.applies();
+    outcome.updates_without_tick = checker_.updates_without_tick();
     outcome.events = world_.events();
     outcome.network = network_.counters();
     outcome.virtual_time = world_.Now();

@@ -33,6 +33,9 @@ struct SimRun {
   // Kill this node (index over servers, then workers; -1: nobody, -2: the scheduler) at this time.
   int kill = -1;
   absl::Duration kill_at;
+  // Not 0: workers do not train, but send so many updates each that belong to no step
+  // (update_worker.h). REQUIRES: ASP.
+  uint32_t updates = 0;
   // What servers remember of each worker's lists of keys.
   size_t key_cache_bytes = KeyCache::kMaxBytes;
   absl::Duration limit = absl::Minutes(30);
@@ -46,6 +49,7 @@ struct SimOutcome {
   RunSummary summary;
   std::vector<std::string> violations;  // of HistoryChecker; filled if the run ended well
   uint64_t reads = 0, applies = 0, events = 0;
+  uint64_t updates_without_tick = 0;  // pieces of them, each of one partition
   SimNetworkCounters network;
   absl::Duration virtual_time;
 };

@@ -116,9 +116,9 @@ pb::Experiment RandomExperiment(Draw& draw) {
   const std::string sharding = draw.Chance(0.25) ? "sharding: BY_WORKER" : "";
   const std::string consistency = RandomConsistency(draw, workers);
   absl::StrAppend(&text, "consistency { ", consistency, " } ");
-  // A push that is dropped would lose its residual; a change needs all readers at one version.
+  // A push that is dropped would lose its residual; changes need readers that hold a version.
   const bool backup = consistency.find("backup") != consistency.npos;
-  const bool bsp = consistency == "mode: BSP";
+  const bool bsp = consistency.find("mode: BSP") != consistency.npos;
   const bool embedding = draw.Chance(0.4);
   if (embedding) {
     absl::StrAppend(&text, RandomEmbedding(draw, sharding, !backup));
@@ -197,6 +197,14 @@ void CompareWithOthers(const SimRun& run, const RunSummary& found,
   CompareTables(found, local->weights_sha256, digests, "local run's", wrong);
 }
 
+// The same cluster and faults, but workers that send updates without ticks in place of training.
+void MakeUpdates(Draw& draw, SimRun* run) {
+  const pb::Cluster cluster = run->experiment.cluster();
+  run->updates = 20 + draw.Below(400);
+  run->experiment = TinyExperiment("consistency { mode: ASP }");
+  *run->experiment.mutable_cluster() = cluster;
+}
+
 }  // namespace
 
 SimRun RandomScenario(uint64_t seed) {
@@ -220,6 +228,7 @@ SimRun RandomScenario(uint64_t seed) {
   for (uint32_t i = 0; i < nodes; ++i) {
     run.slowness.push_back(draw.Chance(0.15) ? 1 + draw.Unit() * 50 : 1);
   }
+  if (draw.Chance(0.12)) MakeUpdates(draw, &run);
   return run;
 }
 
@@ -232,6 +241,7 @@ std::string Describe(const SimRun& run) {
   if (e.consistency().backup_workers() > 0) {
     absl::StrAppend(&text, " with ", e.consistency().backup_workers(), " backup");
   }
+  if (run.updates > 0) absl::StrAppend(&text, ", ", run.updates, " updates a worker");
   const char* const rules[] = {"none", "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw"};
   return absl::StrFormat(
       "%s, %d x %d shards, %d workers, %s%s, loss %.0f%%, duplicates %.0f%%, delay to %s, %d cuts",
@@ -258,6 +268,9 @@ std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   // A check that saw nothing is no check.
   if (wrong.empty() && (outcome.reads == 0 || outcome.applies == 0)) {
     wrong.push_back("no read or no update was seen");
+  }
+  if (wrong.empty() && run.updates > 0 && outcome.updates_without_tick == 0) {
+    wrong.push_back("no update without a tick was seen");
   }
   const pb::Consistency& consistency = run.experiment.consistency();
   if (wrong.empty() && consistency.mode() == pb::Consistency::BSP &&

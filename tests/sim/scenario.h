@@ -19,6 +19,7 @@ SimRun RandomScenario(uint64_t seed);
 // line each:
 //  - it ends well, in bounded virtual time (liveness once faults heal)
 //  - HistoryChecker: exactly once, bounded staleness
+//  - where workers send updates that belong to no step: each is in the rows once (update_worker.h)
 //  - BSP without backup workers: the same weights and rows, bit for bit, as a run with no faults on
 //  another number of servers, and as the local run, which has no servers
 std::vector<std::string> CheckSeed(uint64_t seed, bool verbose);

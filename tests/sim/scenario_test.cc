@@ -6,13 +6,18 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "tests/sim/checkers.h"
 #include "tests/sim/cluster.h"
 #include "tests/sim/scenario.h"
+#include "tests/sim/update_worker.h"
+#include "tests/unit/worker/idx_files.h"
+#include "tools/local/local_run.h"
 
 namespace parley {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
@@ -62,6 +67,35 @@ TEST(Bsp, ClippingByNormChangesTheWeights) {
             RunCluster(TwoByTwo("", "sgd {} lr: 0.1")).summary.weights_sha256);
 }
 
+// A log whose keys have values trains the same weights and rows with servers and without, and they
+// depend on the values.
+TEST(Bsp, ValuesOfAClickLogCountTheSameEverywhere) {
+  IdxFolder files;
+  const auto run_of = [&](bool values) {
+    std::string log;
+    for (int i = 0; i < 60; ++i) {
+      absl::StrAppend(&log, i % 7, values ? absl::StrCat(":", 0.25 * (i % 9) - 1) : "", ",",
+                      100 + i % 11, i % 3 == 0 ? " 1\n" : " 0\n");
+    }
+    const std::string path = files.Write(values ? "values" : "ones", log);
+    return TwoByTwo(absl::StrCat(
+        "data { click_log { train: '", path, "' fields: 3 } } ",
+        "model { layer { embedding { dim: 4 bound: 0.3 pooling: SUM partitions: 2 } } ",
+        "layer { linear { out: 2 } } layer { log_softmax {} } }"));
+  };
+  std::string weights[2];
+  for (const bool values : {false, true}) {
+    const SimRun run = run_of(values);
+    const SimOutcome outcome = RunCluster(run);
+    ExpectGood(outcome);
+    const absl::StatusOr<LocalResult> local = RunLocal(run.experiment);
+    ASSERT_TRUE(local.ok()) << local.status();
+    EXPECT_EQ(outcome.summary.weights_sha256, local->weights_sha256);
+    weights[values] = outcome.summary.weights_sha256;
+  }
+  EXPECT_NE(weights[0], weights[1]);
+}
+
 TEST(Consistency, EveryModeEndsWithUnevenShards) {
   for (const char* mode :
        {"mode: BSP", "mode: SSP staleness: 2", "mode: ASP", "mode: BSP backup_workers: 1"}) {
@@ -93,6 +127,44 @@ TEST(Consistency, WorkersWithoutSamplesStillCloseTheStep) {
       RunCluster(TwoByTwo("cluster { workers: 4 } training { global_batch: 3 }"));
   ExpectGood(outcome);
   EXPECT_EQ(outcome.summary.steps, 30u);
+}
+
+// Updates that belong to no step, each exactly once whatever the network does.
+TEST(Updates, AreAppliedOnceUnderLossAndDuplication) {
+  for (const uint64_t seed : {1, 2, 3, 4, 5, 6}) {
+    SimRun run = TwoByTwo("consistency { mode: ASP } cluster { workers: 3 }");
+    run.seed = seed;
+    run.updates = 300;
+    run.faults = {
+        .max_delay = absl::Milliseconds(seed % 2 == 0 ? 200 : 5), .loss = 0.2, .duplicate = 0.2};
+    SCOPED_TRACE(seed);
+    const SimOutcome outcome = RunCluster(run);
+    ExpectGood(outcome);
+    EXPECT_GT(outcome.updates_without_tick, 0u);
+    EXPECT_GT(outcome.summary.rpc_retries, 0u);  // else nothing was put to the test
+  }
+}
+
+// The check above can fail: an update too many is seen in the rows.
+TEST(Updates, TheRowsToExpectAreTheSumOfAllWorkersUpdates) {
+  const UpdatePlan one{7, 1, 50}, two{7, 2, 50};
+  EXPECT_EQ(one.FinalRows(), (UpdatePlan{7, 1, 50}.FinalRows()));
+  EXPECT_NE(one.FinalRows(), two.FinalRows());
+  EXPECT_NE(one.FinalRows(), (UpdatePlan{7, 1, 49}.FinalRows()));
+  const UpdatePlan::Update first = one.Nth(0, 0);
+  ASSERT_FALSE(first.keys.empty());
+  EXPECT_EQ(first.gradients.size(), first.keys.size() * UpdatePlan::kDim);
+}
+
+// A partition that no server ever speaks of is missed, too.
+TEST(HistoryChecker, APartitionThatNobodyTouchesIsMissed) {
+  HistoryChecker checker(pb::Consistency(), /*workers=*/1);
+  checker.ExpectTable(/*table=*/1, /*partitions=*/2);
+  checker.OnAccept(1, 0, /*worker=*/0, /*tick=*/0, /*late=*/false);
+  checker.OnApply(1, 0, /*tick=*/0, {0}, /*version=*/1);
+  checker.Finish(1, 1, 0);
+  EXPECT_THAT(checker.violations(),
+              ElementsAre("partition 1 of table 1 never got tick 0 of worker 0"));
 }
 
 TEST(Failure, AWorkerDiesInTraining) {

@@ -177,6 +177,78 @@ void WriteRings(const fs::path& folder) {
   Write(folder, "written_by_us", sizes);
 }
 
+// As fuzz_shm_connection.cc takes them apart: its steps by number.
+void WriteConnections(const fs::path& folder) {
+  enum : uint8_t {
+    kRaw,
+    kRecord,
+    kHeader,
+    kReference,
+    kShow,
+    kShowOther,
+    kRead,
+    kReadOther,
+    kReleaseOne,
+    kAnnounce,
+    kWords,
+    kSay,
+    kHangUp,
+    kSend,
+    kServe,
+    kSleep,
+    kClose
+  };
+  const auto step = [](uint8_t what, const std::string& rest = "") { return Raw(what) + rest; };
+  const auto header = [&](const std::vector<std::pair<uint16_t, uint16_t>>& parts) {
+    std::string text = Raw(uint8_t{kHeader}) + Raw(static_cast<uint8_t>(parts.size()));
+    for (const auto& [keys, values] : parts) text += Raw(keys) + Raw(values);
+    return text;
+  };
+  const auto reference = [&](uint8_t arena, uint8_t flags, uint16_t offset, uint16_t size) {
+    return step(kReference, Raw(arena) + Raw(flags) + Raw(offset) + Raw(size) + Raw(uint8_t{9}));
+  };
+  const auto send = [&](const std::vector<uint16_t>& sizes) {
+    std::string text = Raw(uint8_t{kSend}) + Raw(static_cast<uint8_t>(sizes.size()));
+    for (const uint16_t size : sizes) text += Raw(size);
+    return text;
+  };
+  const std::string greet = Raw(uint8_t{0});
+  const std::string announce = step(kAnnounce, Raw(uint8_t{0}) + Raw(uint8_t{0}));
+  const std::string heard = step(kShow) + step(kServe);
+  Write(folder, "bad_greeting", Raw(uint8_t{1}) + std::string(32, 'g') + step(kServe));
+  Write(folder, "lent_keys_and_values",
+        greet + announce + header({{800, 0}, {0, 401}, {160, 400}}) + reference(0, 1, 0, 800) +
+            reference(0, 1, 800, 401) + reference(0, 0, 4096, 560) + heard + step(kServe));
+  Write(folder, "past_the_arena",
+        greet + announce + header({{0, 800}}) + reference(0, 0, 65000, 800) + heard);
+  Write(folder, "never_announced", greet + header({{0, 800}}) + reference(3, 0, 0, 800) + heard);
+  Write(folder, "announced_twice", greet + announce + step(kServe) + announce + step(kServe));
+  Write(folder, "lent_and_released",
+        greet + send({100, 12000}) + step(kReleaseOne, Raw(uint8_t{0})) + heard + step(kRead) +
+            send({5000}) + step(kReleaseOne, Raw(uint8_t{0})) + heard);
+  Write(folder, "released_twice",
+        greet + send({12000}) + step(kReleaseOne, Raw(uint8_t{0})) +
+            step(kReleaseOne, Raw(uint8_t{0})) + heard);
+  Write(folder, "past_the_bound",
+        greet + send({19000, 19000, 19000, 19000}) + step(kRead) + step(kServe) + step(kSleep) +
+            step(kRead) + step(kServe) + step(kReleaseOne, Raw(uint8_t{0})) + heard);
+  Write(folder, "reads_more_than_is_there",
+        greet + step(kReadOther, Raw(uint64_t{1} << 40)) + send({4000, 4000, 4000}) + step(kServe));
+  Write(folder, "asleep_then_gone",
+        greet + step(kWords, Raw(uint8_t{3})) + send({64}) + step(kClose) + step(kServe) +
+            step(kHangUp) + step(kServe));
+  Write(folder, "records_as_they_come",
+        greet +
+            step(kRecord, Raw(uint8_t{1}) + Raw(uint8_t{0}) + Raw(uint8_t{8}) + Raw(uint64_t{20})) +
+            step(kRecord,
+                 Raw(uint8_t{2}) + Raw(uint8_t{0}) + Raw(uint8_t{20}) + std::string(20, 'm')) +
+            heard + step(kRecord, Raw(uint8_t{5}) + Raw(uint8_t{0}) + Raw(uint8_t{0})) + heard);
+  Write(folder, "bytes_as_they_come",
+        greet + step(kRaw, Raw(uint16_t{0}) + Raw(uint8_t{16}) + std::string(16, 'r')) +
+            step(kShowOther, Raw(uint64_t{16})) + step(kServe) +
+            step(kSay, Raw(uint8_t{3}) + "abc") + step(kServe));
+}
+
 void WriteExperiments(const fs::path& folder) {
   for (const auto& entry : fs::directory_iterator("experiments")) {
     if (entry.path().extension() != ".textproto") continue;
@@ -209,5 +281,6 @@ int main(int argc, char** argv) {
   parley::WriteFrames(root / "frame");
   parley::WritePayloads(root / "payload_codecs");
   parley::WriteRings(root / "shm_ring");
+  parley::WriteConnections(root / "shm_connection");
   parley::WriteExperiments(root / "experiment");
 }

@@ -53,6 +53,12 @@ absl::Status HostedPartition::CheckWithoutTick(const pb::FrameHeader& header) co
                         "belongs together",
                         setup_.index));
   }
+  if (setup_.evicts) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("push to partition %d has no tick, allowed is that without eviction: it "
+                        "happens at the end of steps and counts rows' ages in them",
+                        setup_.index));
+  }
   if (!policy_.live(header.rank())) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "push to partition %d is of worker %d, which has left", setup_.index, header.rank()));

@@ -4,7 +4,9 @@
 //   push -> replay guard -> aggregator -> [norm over all partitions] -> update -> consistency
 //   clocks; pull -> consistency policy -> weights, encoded if the table says so
 //
-// Owned by one loop; not thread-safe. Knows no network and no time.
+// Owned by one loop; not thread-safe. Knows no network and no time. Throws std::bad_alloc: out of
+// CheckPush and Read it is as it was, out of anything else half an update may be done, and the
+// partition is not to be used any more.
 #ifndef PARLEY_PS_SERVER_HOSTED_PARTITION_H_
 #define PARLEY_PS_SERVER_HOSTED_PARTITION_H_
 
@@ -55,6 +57,7 @@ class HostedPartition {
     uint32_t table = 0;
     uint32_t index = 0;
     bool sparse = false;
+    bool evicts = false;  // rows come or go at the end of steps
     pb::Consistency consistency;
     std::vector<uint32_t> worker_incarnations;  // by rank
     // These outlive the partition.

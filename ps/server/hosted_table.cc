@@ -32,6 +32,11 @@ absl::Status CheckMap(const pb::TableSpec& spec, const pb::PartitionMap& map,
   return absl::OkStatus();
 }
 
+bool Evicts(const pb::TableSpec& spec) {
+  const pb::Eviction& eviction = spec.sparse().eviction();
+  return eviction.min_frequency() > 1 || eviction.max_age() > 0 || eviction.max_rows() > 0;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HostedTable>> HostedTable::Create(
@@ -99,6 +104,7 @@ absl::Status HostedTable::MakePartitions(const pb::Assignment& assignment,
     setup.table = spec_.id();
     setup.index = index;
     setup.sparse = spec_.has_sparse();
+    setup.evicts = Evicts(spec_);
     setup.consistency = context.consistency;
     setup.worker_incarnations.assign(assignment.worker_incarnation().begin(),
                                      assignment.worker_incarnation().end());

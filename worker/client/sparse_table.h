@@ -39,7 +39,8 @@ class SparseTable {
 
   // Small updates that belong to no step, each applied by itself and, unless a message is lost on
   // the way, in order of the calls for one key: ASP only. Calls are gathered and travel together;
-  // `done` (may be null) runs when this one is acknowledged. REQUIRES: ASP.
+  // `done` (may be null) runs when this one is acknowledged. REQUIRES: ASP, and a table without
+  // eviction, which goes by steps: servers refuse them otherwise.
   virtual void Update(absl::Span<const uint64_t> keys, const float* gradients,
                       absl::AnyInvocable<void()> done) = 0;
   // Calls of Update not yet acknowledged (one that goes to several shards counts at each); stop at

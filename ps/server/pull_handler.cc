@@ -1,6 +1,9 @@
 #include "ps/server/pull_handler.h"
 
+#include <new>
 #include <utility>
+
+#include "absl/strings/str_format.h"
 
 namespace parley {
 namespace {
@@ -33,7 +36,23 @@ bool PullHandler::Answer(NodeId from, const TableRequest& request) {
   for (const HostedPartition* partition : request.partitions) {
     if (!partition->MayRead(tick)) return false;
   }
+  Frame answer;
+  try {
+    answer = Read(request);
+  } catch (const std::bad_alloc&) {
+    // Reading changes nothing: whoever asks again may find memory.
+    rpc_->ReplyError(from, request.header,
+                     absl::ResourceExhaustedError(absl::StrFormat(
+                         "no memory for an answer from table %d", request.header.table())));
+    return true;
+  }
+  rpc_->Reply(from, request.header, std::move(answer));
+  return true;
+}
+
+Frame PullHandler::Read(const TableRequest& request) {
   const pb::FrameHeader& header = request.header;
+  const uint64_t tick = request.pull_tick();
   Frame answer;
   answer.header.set_table(header.table());
   answer.header.set_tick(tick);
@@ -44,8 +63,7 @@ bool PullHandler::Answer(NodeId from, const TableRequest& request) {
                                     request.payload[i].keys, answer.header.add_part());
     if (!values.empty()) answer.payload.push_back(std::move(values));
   }
-  rpc_->Reply(from, header, std::move(answer));
-  return true;
+  return answer;
 }
 
 std::string PullHandler::WaitsFor(const TableRequest& request) {

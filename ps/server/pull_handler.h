@@ -39,8 +39,10 @@ class PullHandler {
   std::string WaitingFor();
 
  private:
-  // Answers if the policy allows it for every partition.
+  // Answers if the policy allows it for every partition; without memory, kResourceExhausted.
   bool Answer(NodeId from, const TableRequest& request);
+  // REQUIRES: the policy allows it. Throws std::bad_alloc.
+  static Frame Read(const TableRequest& request);
   static std::string WaitsFor(const TableRequest& request);
   void Notify();
 

@@ -1,5 +1,6 @@
 #include "ps/server/push_handler.h"
 
+#include <new>
 #include <string>
 #include <utility>
 
@@ -8,7 +9,7 @@
 namespace parley {
 namespace {
 
-// float32 [part.count()] from what came: as it is, or decoded.
+// float32 [part.count()] from what came: as it is, or decoded. Throws std::bad_alloc.
 absl::Status MakeValues(const pb::FrameHeader& header, const pb::Part& part,
                         const PayloadCodec* codec, BufferPool* pool, Buffer* values) {
   const uint64_t raw_bytes = part.count() * sizeof(float);
@@ -31,14 +32,11 @@ absl::Status MakeValues(const pb::FrameHeader& header, const pb::Part& part,
   return absl::OkStatus();
 }
 
-}  // namespace
-
-absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
+// Whether all of it may be taken; changes nothing but the values, which are decoded.
+absl::Status CheckPush(TableRequest* request, BufferPool* pool) {
   const pb::FrameHeader& header = request->header;
   const PayloadCodec* codec = request->table->push_codec();
-  const size_t parts = request->partitions.size();
-  // All parts or none: a push that is half taken could be neither acknowledged nor refused.
-  for (size_t i = 0; i < parts; ++i) {
+  for (size_t i = 0; i < request->partitions.size(); ++i) {
     const pb::Part& part = header.part(static_cast<int>(i));
     ReplayGuard::Verdict verdict;
     absl::Status status = request->partitions[i]->CheckPush(header, part, &verdict);
@@ -47,7 +45,23 @@ absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
     status = MakeValues(header, part, codec, pool, &request->payload[i].values);
     if (!status.ok()) return status;
   }
-  for (size_t i = 0; i < parts; ++i) {
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
+  const pb::FrameHeader& header = request->header;
+  // All parts or none: a push that is half taken could be neither acknowledged nor refused.
+  absl::Status checked;
+  try {
+    checked = CheckPush(request, pool);
+  } catch (const std::bad_alloc&) {
+    checked = absl::ResourceExhaustedError(absl::StrFormat(
+        "push to table %d: no memory for its values; none of it was taken", header.table()));
+  }
+  if (!checked.ok()) return checked;
+  for (size_t i = 0; i < request->partitions.size(); ++i) {
     PartPayload& payload = request->payload[i];
     absl::Status status = request->partitions[i]->TakePush(
         header, header.part(static_cast<int>(i)),

@@ -11,8 +11,9 @@ namespace parley {
 // Takes the push in `request` and applies what is complete; values of a table with a push codec are
 // decoded into memory of `pool` first. Moves keys and values out of the request, unless keep_keys:
 // a pull of the same request wants them. Afterwards it may be acknowledged. An error, as
-// HostedPartition::CheckPush and kInvalidArgument for values that do not decode, means that nothing
-// of it was taken. Runs on the shard's loop.
+// HostedPartition::CheckPush, kInvalidArgument for values that do not decode and kResourceExhausted
+// for want of memory to do so, means that nothing of it was taken. std::bad_alloc means that some
+// may be: then nothing that the request names may be used any more. Runs on the shard's loop.
 absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys);
 
 }  // namespace parley

@@ -1,6 +1,7 @@
 #include "ps/server/server_node.h"
 
 #include <map>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -33,19 +34,46 @@ class ServerNode::Impl {
   void Start() {
     rpc_.SetAdmission(
         [this](NodeId, const pb::FrameHeader& header) { return CheckAdmission(header, job_); });
-    rpc_.Handle(pb::ASSIGN, [this](NodeId from, Frame f) { OnAssign(from, f); });
+    Handle(pb::ASSIGN, [this](NodeId from, Frame f) { OnAssign(from, f); });
     for (pb::Kind kind : {pb::PUSH, pb::PULL, pb::PUSH_PULL}) {
-      rpc_.Handle(kind, [this](NodeId from, Frame f) { OnTableRequest(from, std::move(f)); });
+      Handle(kind, [this](NodeId from, Frame f) { OnTableRequest(from, std::move(f)); });
     }
-    rpc_.Handle(pb::LEAVE, [this](NodeId from, Frame f) { OnLeave(from, f); });
-    rpc_.Handle(pb::COUNT, [this](NodeId from, Frame f) { OnCount(from, f); });
-    rpc_.Handle(pb::NORM, [this](NodeId from, Frame f) { OnNorm(from, f); });
+    Handle(pb::LEAVE, [this](NodeId from, Frame f) { OnLeave(from, f); });
+    Handle(pb::COUNT, [this](NodeId from, Frame f) { OnCount(from, f); });
+    Handle(pb::NORM, [this](NodeId from, Frame f) { OnNorm(from, f); });
     link_.Start();
   }
 
   void Stop(const absl::Status& status) { link_.Fail(status); }
 
  private:
+  template <typename Handler>
+  void Handle(pb::Kind kind, Handler handler) {
+    rpc_.Handle(kind, [this, kind, handler](NodeId from, Frame frame) {
+      const uint32_t table = frame.header.table();
+      OrEnd(kind, table, [&] { handler(from, std::move(frame)); });
+    });
+  }
+
+  // Does `work`, in which updates may happen. Should memory run out, one may be half applied:
+  // nobody is answered from it any more, and the shard ends.
+  template <typename Work>
+  void OrEnd(pb::Kind kind, uint32_t table, Work work) {
+    if (out_of_memory_) return;
+    if (inside_) return work();  // the outermost must not go on either
+    inside_ = true;
+    try {
+      work();
+    } catch (const std::bad_alloc&) {
+      out_of_memory_ = true;
+      link_.Fail(absl::ResourceExhaustedError(
+          absl::StrFormat("out of memory in a %s about table %d; an update may be half applied, so "
+                          "this shard ends",
+                          pb::Kind_Name(kind), table)));
+    }
+    inside_ = false;
+  }
+
   SchedulerLink::Options LinkOptions() {
     SchedulerLink::Options link;
     link.scheduler = options_.scheduler;
@@ -94,11 +122,14 @@ class ServerNode::Impl {
       status = absl::FailedPreconditionError(absl::StrFormat(
           "epoch %d is assigned, this server is at epoch %d", assignment.map().epoch(), epoch_));
     }
-    if (!status.ok()) {
+    if (absl::IsResourceExhausted(status)) {
+      // It is not asked again in vain: the scheduler hears at once that it does not fit.
+      link_.Fail(status);
+    } else if (!status.ok()) {
       rpc_.ReplyError(from, request.header, status);
-      return;
+    } else {
+      rpc_.Reply(from, request.header, Frame());
     }
-    rpc_.Reply(from, request.header, Frame());
   }
 
   absl::Status TakeAssignment(const pb::Assignment& assignment) {
@@ -160,15 +191,17 @@ class ServerNode::Impl {
     table->norms = std::make_unique<NormExchange>(
         &rpc_, transport_->self(), std::move(norms),
         [this, id = table->id()](NormGroup group, double total) {
-          const absl::Duration start = env_->Now();
-          for (HostedPartition* partition : tables_.at(id)->hosted()) {
-            partition->OnNorm(group, total);
-          }
-          apply_time_ += env_->Now() - start;
-          pulls_.Release();
+          OrEnd(pb::NORM, id, [&] { ApplyNorm(*tables_.at(id), group, total); });
         },
         [this](const absl::Status& status) { link_.Fail(status); });
     return absl::OkStatus();
+  }
+
+  void ApplyNorm(const HostedTable& table, NormGroup group, double total) {
+    const absl::Duration start = env_->Now();
+    for (HostedPartition* partition : table.hosted()) partition->OnNorm(group, total);
+    apply_time_ += env_->Now() - start;
+    pulls_.Release();
   }
 
   // A rank is a claim until it is held against the node that the scheduler gave it to.
@@ -331,6 +364,8 @@ class ServerNode::Impl {
   BufferPool* const pool_;
   std::vector<Worker> workers_;  // by rank
   PushCounters counters_;
+  bool inside_ = false;         // OrEnd
+  bool out_of_memory_ = false;  // ending; the partitions are not to be used
   std::map<uint32_t, std::unique_ptr<HostedTable>> tables_;
   PullHandler pulls_;
   RowCounter row_counter_;

@@ -1,5 +1,6 @@
 #include "ps/table/table_partition.h"
 
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -56,11 +57,9 @@ class DenseTablePartition final : public TablePartition {
   std::vector<const float*> values_;  // scratch
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb::TableSpec& table,
-                                                                       uint32_t index,
-                                                                       BufferPool* pool) {
+// Throws std::bad_alloc.
+absl::StatusOr<std::unique_ptr<TablePartition>> Make(const pb::TableSpec& table, uint32_t index,
+                                                     BufferPool* pool) {
   if (table.has_sparse()) return SparsePartition::Create(table, index, pool);
   absl::StatusOr<DenseLayout> layout = DenseLayout::Create(table);
   if (!layout.ok()) return layout.status();
@@ -71,6 +70,19 @@ absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb:
   absl::StatusOr<std::unique_ptr<Optimizer>> optimizer = Optimizer::Create(table.optimizer());
   if (!optimizer.ok()) return optimizer.status();
   return std::make_unique<DenseTablePartition>(table, *layout, index, *std::move(optimizer), pool);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb::TableSpec& table,
+                                                                       uint32_t index,
+                                                                       BufferPool* pool) {
+  try {
+    return Make(table, index, pool);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("table '%s': no memory for partition %d", table.name(), index));
+  }
 }
 
 }  // namespace parley

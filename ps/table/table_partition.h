@@ -1,7 +1,9 @@
 // TablePartition: the values of one partition of a table, dense or sparse, behind one interface:
 // what the server does with complete gradients and allowed reads.
 //
-// Owned by one loop; not thread-safe (the Buffers that Read returns are).
+// Owned by one loop; not thread-safe (the Buffers that Read returns are). What is no error of its
+// caller's is an exception: std::bad_alloc, out of Apply and EndStep, leaves a partition that
+// nobody may use any more, out of Read and SumOfSquares one that is as it was.
 #ifndef PARLEY_PS_TABLE_TABLE_PARTITION_H_
 #define PARLEY_PS_TABLE_TABLE_PARTITION_H_
 

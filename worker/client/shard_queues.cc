@@ -60,7 +60,8 @@ bool ShardQueues::SendPush(uint32_t shard, Lane& lane) {
     Insert(shards_[shard], request->Split());
     request->kind = ShardRequest::Kind::kPush;
   }
-  Send(shard, lane, std::move(request));
+  Charge(lane, *request, /*back=*/false);
+  Send(shard, std::move(request));
   return true;
 }
 
@@ -76,7 +77,8 @@ bool ShardQueues::SendPull(uint32_t shard, Lane& lane) {
   if (!PullsTake(lane, *head->second)) return false;
   std::unique_ptr<ShardRequest> request = std::move(head->second);
   lane.pulls.erase(head);
-  Send(shard, lane, std::move(request));
+  Charge(lane, *request, /*back=*/false);
+  Send(shard, std::move(request));
   return true;
 }
 
@@ -105,9 +107,8 @@ void ShardQueues::Charge(Lane& lane, const ShardRequest& request, bool back) {
   if (!push && load.messages == 0) lane.pulling.erase(request.pull_tick);
 }
 
-void ShardQueues::Send(uint32_t index, Lane& lane, std::unique_ptr<ShardRequest> request) {
-  Shard& shard = shards_[index];
-  Charge(lane, *request, /*back=*/false);
+void ShardQueues::Send(uint32_t index, std::unique_ptr<ShardRequest> request) {
+  const Shard& shard = shards_[index];
   const uint64_t id = next_flight_++;
   Frame frame = request->MakeFrame();
   CallOptions options{.deadline = options_.progress_timeout, .what = request->What(shard.name)};
@@ -123,32 +124,32 @@ void ShardQueues::OnAnswer(uint64_t id, absl::StatusOr<Frame> answer) {
   InFlight flight = std::move(found->second);
   in_flight_.erase(found);
   ShardRequest& request = *flight.request;
-  Shard& shard = shards_[flight.shard];
-  Charge(shard.lanes[request.small ? 0 : 1], request, /*back=*/true);
   if (!answer.ok()) {
     if (request.TryAgain(answer.status())) {
       if (options_.log && absl::IsDeadlineExceeded(answer.status())) {
         options_.log(absl::StrCat("still waiting: ", answer.status().message()));
       }
-      Insert(shard, std::move(flight.request));
-      Pump(flight.shard);
+      // At once, with the credit that it holds: what stands at the head of the queue may wait for
+      // its sequence.
+      Send(flight.shard, std::move(flight.request));
     } else {
       OnError(flight, answer.status());
     }
     return;
   }
-  // After a push, once its acknowledgement is counted: the next one should say so. Else before: the
-  // link should not wait for what is done with the answer.
-  const bool push = request.kind == ShardRequest::Kind::kPush;
+  Charge(shards_[flight.shard].lanes[request.small ? 0 : 1], request, /*back=*/true);
+  // After a push, once its acknowledgement is counted: the next one should say so. Where there are
+  // weights, before: the link should not wait for what is done with them. A push-pull has both, and
+  // what stands at the head of the queue may wait for its sequence.
   const bool counted = IsPush(request);
-  if (!push) Pump(flight.shard);
+  if (request.kind != ShardRequest::Kind::kPush) Pump(flight.shard);
   absl::Status status = request.OnAnswer(*std::move(answer));
   if (!status.ok()) {
     OnError(flight, status);
     return;
   }
   if (failed_) return;
-  if (push) Pump(flight.shard);
+  if (counted) Pump(flight.shard);
   flight.request.reset();
   if (counted) Release();
 }

@@ -1,13 +1,17 @@
 // ShardQueues: what waits for each shard, in which order it leaves, and how much is on its way.
 //
 // Two lanes a shard: small messages have one of their own, so that they never stand behind bulk.
-// Within a lane pushes and pulls have separate credit, a bound on messages and on bytes between
-// the first sending and the answer, after the credit of ByteScheduler (Peng et al., "A generic
-// communication scheduler for distributed DNN training acceleration", SOSP 2019): enough to keep a
-// link busy, and what becomes urgent later stands behind no more than that. Messages leave by their
-// order: earlier steps first, and in a step what forward needs first (Jayarajan et al., "Priority-
-// based parameter propagation for distributed DNN training", MLSys 2019); equals leave as they
-// came. A pull leaves after the pushes before it in that order.
+// All pushes of a partition take one lane, since they must leave in order, and a dense table has
+// one for all its messages, since its pulls stay behind its pushes: the small one where no shard
+// has more than kSmallBytes of it. A small message of a larger dense table stays in the bulk lane,
+// where rank and credit alone decide what is in front of it. Within a lane pushes and pulls have
+// separate credit, a bound on messages and on bytes between the first sending and the answer, after
+// the credit of ByteScheduler (Peng et al., "A generic communication scheduler for distributed DNN
+// training acceleration", SOSP 2019): enough to keep a link busy, and what becomes urgent later
+// stands behind no more than that. Messages leave by their order: earlier steps first, and in a
+// step what forward needs first (Jayarajan et al., "Priority- based parameter propagation for
+// distributed DNN training", MLSys 2019); equals leave as they came. A pull leaves after the pushes
+// before it in that order.
 //
 // Why nothing deadlocks is in docs/decisions/013-client-scheduling.md; in short: a push waits for
 // acknowledgements alone, which depend on nobody but the server, and a pull waits for no pull of a
@@ -60,7 +64,8 @@ class ShardRequest {
   // kPushPull: the pull half; this one goes on as kPush.
   virtual std::unique_ptr<ShardRequest> Split() { return nullptr; }
 
-  // Whether the request should be queued again after `error` rather than end everything.
+  // Whether the request should be sent again after `error`, ahead of what waits, rather than end
+  // everything.
   virtual bool TryAgain(const absl::Status& error) {
     static_cast<void>(error);
     return false;
@@ -154,7 +159,7 @@ class ShardQueues {
   void Pump(uint32_t shard);
   bool SendPush(uint32_t shard, Lane& lane);
   bool SendPull(uint32_t shard, Lane& lane);
-  void Send(uint32_t shard, Lane& lane, std::unique_ptr<ShardRequest> request);
+  void Send(uint32_t shard, std::unique_ptr<ShardRequest> request);
   void OnAnswer(uint64_t id, absl::StatusOr<Frame> answer);
   void OnError(const InFlight& flight, const absl::Status& error);
 

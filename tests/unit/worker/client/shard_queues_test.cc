@@ -48,6 +48,7 @@ class ShardQueuesTest : public ::testing::Test {
     bool TryAgain(const absl::Status& error) override { return absl::IsNotFound(error); }
     absl::Status OnAnswer(Frame) override {
       test_->answered_.push_back(name_);
+      if (test_->frees_ == name_) test_->barred_.clear();
       return test_->refuse_ == name_ ? absl::InvalidArgumentError("it does not fit")
                                      : absl::OkStatus();
     }
@@ -113,7 +114,9 @@ class ShardQueuesTest : public ::testing::Test {
   std::unique_ptr<FakeServer> server_;
   std::deque<std::pair<NodeId, pb::FrameHeader>> held_;
   std::vector<std::string> arrived_, answered_;
-  std::string barred_, refuse_;
+  std::string barred_;  // waits for a sequence
+  std::string frees_;   // with its answer, what is barred
+  std::string refuse_;
   absl::Status error_;
   std::unique_ptr<ShardQueues> queues_;
 };
@@ -264,6 +267,39 @@ TEST_F(ShardQueuesTest, AskedAgainWhereTheRequestSaysSo) {
   Answer();
   EXPECT_THAT(answered_, ElementsAre("pull"));
   EXPECT_TRUE(error_.ok());
+}
+
+// Nothing else is in flight whose answer could set it going.
+TEST_F(ShardQueuesTest, WhatWaitsForTheSequenceOfAPushPullLeavesWithItsAnswer) {
+  Enqueue(Make(Kind::kPushPull, "first", 1));
+  barred_ = "second";
+  frees_ = "first";
+  Enqueue(Make(Kind::kPush, "second", 2));
+  Settle();
+  EXPECT_THAT(arrived_, ElementsAre("first"));
+  EXPECT_EQ(held_.back().second.kind(), pb::PUSH_PULL);
+  Answer();
+  EXPECT_THAT(arrived_, ElementsAre("first", "second"));
+}
+
+TEST_F(ShardQueuesTest, WhatIsAskedAgainPassesThoseThatWaitForItsSequence) {
+  for (bool small : {true, false}) {
+    arrived_.clear();
+    auto first = Make(Kind::kPush, "first", small ? 0 : 5);
+    auto second = Make(Kind::kPush, "second", small ? 0 : 4);  // came later, is more urgent
+    first->small = second->small = small;
+    Enqueue(std::move(first));
+    barred_ = "second";
+    frees_ = "first";
+    Enqueue(std::move(second));
+    Settle();
+    Answer(absl::NotFoundError("no such list"));
+    ASSERT_THAT(arrived_, ElementsAre("first", "first"));
+    Answer();
+    EXPECT_THAT(arrived_, ElementsAre("first", "first", "second"));
+    Answer();
+    EXPECT_EQ(queues_->pushes_open(), 0u);
+  }
 }
 
 TEST_F(ShardQueuesTest, TheFirstErrorEndsEverything) {

@@ -69,11 +69,13 @@ BANNED_ALLOWED = {
 
 # Where copies of payload are counted (ps/base/payload_copy.h), and the files that copy other bytes only.
 COPY_FOLDERS = ("ps/net/", "ps/server/", "worker/client/")
-COPY = re.compile(r"\bmem(?:cpy|move)\s*\(")
+COPY = re.compile(r"\b(?:mem(?:cpy|move)|copy_n|std::copy(?:_backward)?)\s*\(")
 COPY_FILES = {
     "ps/net/zmq_bind.cc": "the path of a socket",
     "ps/net/zmq_socket.cc": "encoded headers and routing ids",
-    "worker/client/sparse_rows.cc": "rows one by one, in the pass that sums those of one key",
+    "worker/client/sparse_codecs.cc": "residuals row by row; NoteCopied counts them together",
+    "worker/client/sparse_rows.cc": "rows one by one, in the pass that sums those of one key; its callers count",
+    "worker/client/sparse_updates.cc": "keys and rows one by one; NoteCopied counts a batch",
     "ps/net/shm/connection_receive.cc": "encoded headers",
     "ps/net/shm/connection_send.cc": "encoded headers",
     "ps/net/shm/ring.cc": "words of records",
@@ -202,6 +204,9 @@ PLANTED = [
     ("models/e.cc", "// a comment\n" * (MAX_LINES + 1), f"has {MAX_LINES + 1} lines"),
     ("ps/net/c.cc", "std::memcpy(to, from, size);\n", "uncounted copy"),
     ("worker/client/a.cc", "memmove (to, from, size);\n", "uncounted copy"),
+    ("worker/client/b.cc", "std::copy_n(from, size, to);\n", "uncounted copy"),
+    ("ps/server/d.cc", "std::copy(from, from + size, to);\n", "uncounted copy"),
+    ("ps/net/d.cc", "x = Buffer::Copy(text); copy(text);\n", ""),
     ("ps/server/c.cc", "CopyPayload(to, from, size);  // memcpy(\n", ""),
     ("models/f.cc", "/* sleep(1) */ int x = 1'000; // rand()\n", ""),
     ("models/g.cc", 'const char* text = "sleep(1) \\" rand()"; char c = \'"\'; env.time(0); Brand(1);\n', ""),

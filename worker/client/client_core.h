@@ -7,6 +7,7 @@
 
 #include "ps/base/buffer.h"
 #include "ps/base/env.h"
+#include "worker/client/known_lists.h"
 #include "worker/client/ps_client.h"
 #include "worker/client/shard_queues.h"
 
@@ -21,6 +22,8 @@ struct ClientCore {
   BufferPool* pool = nullptr;
   uint64_t epoch = 0;  // of the partition map
   uint64_t max_request_bytes = 0;
+  uint64_t max_part_bytes = 0;
+  std::vector<KnownLists> known;  // by shard
   PsClient::Counters counters;
 };
 

@@ -81,6 +81,7 @@ class PsClientImpl : public PsClient {
     core_.queues = &queues_;
     core_.pool = options.pool != nullptr ? options.pool : &own_pool_;
     core_.max_request_bytes = options.max_request_bytes;
+    core_.max_part_bytes = options.max_part_bytes;
   }
 
   absl::Status Init(const pb::Assignment& assignment) {
@@ -90,6 +91,7 @@ class PsClientImpl : public PsClient {
                        absl::StrFormat("server %d shard %d (%s)", shard.server_rank(),
                                        shard.shard(), shard.endpoint()));
     }
+    core_.known.resize(queues_.shards());
     for (const pb::TableSpec& spec : assignment.table()) {
       absl::StatusOr<TableRoute> route = RouteOf(spec, assignment.map());
       if (!route.ok()) return route.status();

@@ -29,6 +29,7 @@ class PsClient {
  public:
   struct Options {
     uint64_t max_request_bytes = uint64_t{1} << 20;
+    uint64_t max_part_bytes = uint64_t{80} << 20;         // what the transport takes in one part
     absl::Duration progress_timeout = absl::Seconds(60);  // for any one message to be answered
     BufferPool* pool = nullptr;  // for what is gathered or encoded; null: one of its own. Memory
                                  // that a transport can share makes it travel without a copy.

@@ -57,7 +57,6 @@ absl::StatusOr<std::unique_ptr<SparseClient>> SparseClient::Create(ClientCore* c
   shared.route = std::move(route);
   shared.layout = *layout;
   shared.streams.resize(layout->partitions());
-  shared.known.resize(core->queues->shards());
   return std::unique_ptr<SparseClient>(
       new SparseClient(std::move(shared), *std::move(encoder), *std::move(pull_codec)));
 }
@@ -182,7 +181,10 @@ absl::Status SparseClient::TakeRows(PullCall& call, const SparseRequest& request
       }
       values = reinterpret_cast<const std::byte*>(scratch_.data());
     }
-    ScatterRows(*call.split, runs[i].from, runs[i].from + runs[i].keys, dim(), values, call.rows);
+    const uint32_t from = runs[i].from, to = from + runs[i].keys;
+    ScatterRows(*call.split, from, to, dim(), values, call.rows);
+    const KeySplit& split = *call.split;
+    NoteCopied(uint64_t{split.first[to] - split.first[from]} * dim() * sizeof(float));
     shared_.core->counters.bytes_pulled += payload[i].values.size();
     PullResult& result = call.result;
     result.min_clock = std::min(result.min_clock, part.min_clock());
@@ -233,7 +235,10 @@ void SparseClient::Push(uint64_t tick, double weight, absl::Span<const uint64_t>
   const std::vector<std::vector<uint32_t>> groups = PushGroups(*call->split);
   call->missing = groups.size();
   // Each message leaves while the next is gathered.
-  for (const std::vector<uint32_t>& group : groups) SendPush(call, group, gradients);
+  for (const std::vector<uint32_t>& group : groups) {
+    SendPush(call, group, gradients);
+    if (shared_.core->queues->failed()) return;
+  }
   if (idle_splits_.size() < kMaxIdleSplits) idle_splits_.push_back(std::move(call->split));
 }
 
@@ -258,6 +263,15 @@ void SparseClient::SendPush(const std::shared_ptr<PushCall>& call,
   if (most > 0) request->bytes = shared_.core->pool->Allocate(most);
   uint64_t used = 0;
   for (uint32_t partition : partitions) AddRun(partition, split, gradients, &used, request.get());
+  if (used > shared_.core->max_part_bytes) {
+    // Only one partition alone can be so large: its rows of a step are one push, which is not cut.
+    shared_.core->queues->Fail(absl::InvalidArgumentError(absl::StrFormat(
+        "push of step %d of table %d: %d keys of partition %d take %d bytes, allowed is %d in one "
+        "message; raise embedding.partitions, which is %d, or lower global_batch",
+        call->tick, shared_.route.table, request->runs.back().keys, partitions.back(), used,
+        shared_.core->max_part_bytes, shared_.layout.partitions())));
+    return;
+  }
   request->bytes = request->bytes.Slice(0, used);
   request->Seal(/*answer_bytes=*/0);
   shared_.core->queues->Enqueue(shard, std::move(request));
@@ -276,6 +290,7 @@ void SparseClient::AddRun(uint32_t partition, const KeySplit& split, const float
   CopyPayload(bytes + *used, split.keys() + from, KeyBytes(run.keys));
   *used += KeyBytes(run.keys);
   run.value_offset = *used;
+  NoteCopied(uint64_t{run.keys} * dim() * sizeof(float));  // by GatherRows
   if (encoder_.plain()) {
     run.value_bytes = uint64_t{run.keys} * dim() * sizeof(float);
     GatherRows(split, from, to, dim(), gradients, bytes + *used);

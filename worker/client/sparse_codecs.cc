@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "ps/base/payload_copy.h"
+
 namespace parley {
 
 absl::StatusOr<SparsePushEncoder> SparsePushEncoder::Create(const pb::Compression& config,
@@ -33,6 +35,7 @@ uint64_t SparsePushEncoder::Encode(const uint64_t* keys, uint64_t count, const f
     std::copy_n(scratch_.begin() + static_cast<ptrdiff_t>(i * dim_), dim_,
                 residual_.begin() + static_cast<ptrdiff_t>(row * dim_));
   }
+  NoteCopied(2 * n * sizeof(float), /*calls=*/2);  // the residuals, there and back
   return bytes;
 }
 

@@ -70,7 +70,7 @@ void SparseRequest::AddKeys(Run& run, pb::Part* part, std::vector<Buffer>* paylo
   run.list_sent = true;
   if (run.digest.has_value()) {
     part->set_key_digest(run.digest->data(), run.digest->size());
-    run.list_sent = with_lists_ || !shared_->known[shard_].Contains(*run.digest);
+    run.list_sent = with_lists_ || !KnownThere().Contains(shared_->route.table, *run.digest);
   }
   PsClient::Counters& counters = shared_->core->counters;
   ++(run.list_sent ? counters.key_lists_sent : counters.key_digests_sent);
@@ -105,7 +105,7 @@ bool SparseRequest::TryAgain(const absl::Status& error) {
   for (const Run& run : runs) {
     if (run.keys == 0 || run.list_sent) continue;
     ++unsent;
-    shared_->known[shard_].Forget(*run.digest);
+    KnownThere().Forget(shared_->route.table, *run.digest);
   }
   if (unsent == 0) return false;
   shared_->core->counters.key_misses += unsent;
@@ -116,7 +116,7 @@ bool SparseRequest::TryAgain(const absl::Status& error) {
 absl::Status SparseRequest::OnAnswer(Frame answer) {
   for (const Run& run : runs) {
     if (run.digest.has_value()) {
-      shared_->known[shard_].Remember(*run.digest, run.keys * sizeof(uint64_t));
+      KnownThere().Remember(shared_->route.table, *run.digest, run.keys * sizeof(uint64_t));
     }
   }
   if (kind == Kind::kPush) {

@@ -27,7 +27,6 @@ struct SparseShared {
   TableRoute route;
   SparseLayout layout;
   std::vector<PushStream> streams;  // by partition
-  std::vector<KnownLists> known;    // by shard
 };
 
 class SparseRequest : public ShardRequest {
@@ -65,6 +64,7 @@ class SparseRequest : public ShardRequest {
   absl::Status OnAnswer(Frame answer) override;
 
  private:
+  KnownLists& KnownThere() { return shared_->core->known[shard_]; }
   void AddKeys(Run& run, pb::Part* part, std::vector<Buffer>* payload);
   void Append(uint64_t offset, uint64_t size, std::vector<Buffer>* payload);
 

@@ -2,7 +2,8 @@
 //
 // Shapes: rows [call, dim] in the caller's order, values [keys, dim] in the order of a KeySplit, at
 // any alignment. Both ends are far apart in memory, so what comes next is fetched ahead. The copies
-// are of a row each, too short to be counted one by one (ps/base/payload_copy.h).
+// are of a row each, too short to be counted one by one: the caller counts them (NoteCopied in
+// ps/base/payload_copy.h), a row for each occurrence when scattering, for each key when gathering.
 #ifndef PARLEY_WORKER_CLIENT_SPARSE_ROWS_H_
 #define PARLEY_WORKER_CLIENT_SPARSE_ROWS_H_
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_format.h"
 #include "ps/base/payload_copy.h"
 
 namespace parley {
@@ -116,6 +117,15 @@ void SparseUpdates::Flush(uint32_t shard) {
   if (shared_->core->queues->failed()) return;
   Batch& batch = batches_[shard];
   const size_t n = batch.keys.size();
+  if (n * row_bytes_ > shared_->core->max_part_bytes) {
+    shared_->core->queues->Fail(absl::InvalidArgumentError(absl::StrFormat(
+        "update of table %d: %d keys of one shard take %d bytes, allowed is %d in one message; "
+        "update fewer keys in one call",
+        shared_->route.table, n, n * row_bytes_, shared_->core->max_part_bytes)));
+    return;
+  }
+  // Each key and its values by Append, and once more below.
+  NoteCopied(2 * n * row_bytes_, /*calls=*/2);
   runs_.clear();
   for (uint32_t partition : batch.partitions) {
     if (count_[partition]++ == 0) runs_.push_back(partition);

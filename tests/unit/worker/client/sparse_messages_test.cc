@@ -55,6 +55,7 @@ class SparseMessagesTest : public ::testing::Test {
     table.mutable_sparse()->set_partitions(partitions);
     table.mutable_compression()->set_pull(pull_codec);
     PsClient::Options options;
+    options.max_part_bytes = max_part_bytes_;
     options.on_error = [this](const absl::Status& status) { error_ = status; };
     auto client = PsClient::Create(
         &node_.env, &node_.rpc, AssignRoundRobin(table, partitions, servers_), std::move(options));
@@ -82,6 +83,7 @@ class SparseMessagesTest : public ::testing::Test {
   std::vector<std::unique_ptr<FakeServer>> servers_;
   std::unique_ptr<PsClient> client_;
   SparseTable* table_ = nullptr;
+  uint64_t max_part_bytes_ = uint64_t{80} << 20;
   absl::Status error_;
   std::vector<Frame> frames_;  // as they came
 };
@@ -271,6 +273,28 @@ TEST_F(SparseMessagesTest, UpdatesOfOneTurnAreOneMessageAndLaterOnesGatherMeanwh
   }
   EXPECT_TRUE(acked);
   EXPECT_EQ(client_->counters().updates_acked, 5017u);
+}
+
+TEST_F(SparseMessagesTest, WhatTheTransportCannotTakeInOnePartIsRefusedWithAdvice) {
+  max_part_bytes_ = 100;
+  const std::vector<uint64_t> keys = {1, 2, 3, 4, 5, 6, 7};
+  const std::vector<float> gradients(keys.size() * kDim, 1);
+  Start(1, Acknowledge);
+  int done = 0;
+  table_->Push(3, 1, absl::MakeSpan(keys).first(6), gradients.data(), [&] { ++done; });
+  ASSERT_TRUE(Run([&] { return done == 1; })) << error_;
+  table_->Push(4, 1, keys, gradients.data(), [&] { ++done; });
+  EXPECT_EQ(error_, absl::InvalidArgumentError(
+                        "push of step 4 of table 4: 7 keys of partition 0 take 112 bytes, allowed "
+                        "is 100 in one message; raise embedding.partitions, which is 1, or lower "
+                        "global_batch"));
+  Start(1, Acknowledge);
+  table_->Update(keys, gradients.data(), [&] { ++done; });
+  Settle();
+  EXPECT_EQ(error_, absl::InvalidArgumentError(
+                        "update of table 4: 7 keys of one shard take 112 bytes, allowed is 100 in "
+                        "one message; update fewer keys in one call"));
+  EXPECT_EQ(done, 1);
 }
 
 TEST_F(SparseMessagesTest, AStatefulPullCodecIsRefusedAtTheStart) {

@@ -34,8 +34,10 @@ class DenseClient::Request : public ShardRequest {
   // Once the partitions are known.
   void Place() {
     const bool pushes = kind != Kind::kPull;
-    step = pushes ? PushPlace(tick) : PullPlace(pull_tick);
-    rank = 1 + *std::min_element(partitions.begin(), partitions.end());  // sparse tables have 0
+    small = table_->small_;
+    // Small pushes leave as they came.
+    if (!pushes || !small) step = pushes ? PushPlace(tick) : PullPlace(pull_tick);
+    if (!small) rank = 1 + *std::min_element(partitions.begin(), partitions.end());  // sparse: 0
     for (uint32_t partition : partitions) {
       pull_bytes += table_->layout_->partition(partition).size() * sizeof(float);
       if (pushes && weight > 0) push_bytes += table_->encoder_.BytesOf(partition);
@@ -150,7 +152,16 @@ DenseClient::DenseClient(ClientCore* core, std::unique_ptr<DenseLayout> layout, 
       route_(std::move(route)),
       encoder_(std::move(encoder)),
       decoder_(std::move(decoder)),
-      streams_(layout_->partitions()) {}
+      streams_(layout_->partitions()) {
+  std::vector<uint64_t> there(core_->queues->shards()), back(there.size());  // bytes, by shard
+  for (uint32_t partition = 0; partition < layout_->partitions(); ++partition) {
+    there[route_.owner[partition]] += encoder_.BytesOf(partition);
+    back[route_.owner[partition]] += layout_->partition(partition).size() * sizeof(float);
+  }
+  for (size_t shard = 0; shard < there.size(); ++shard) {
+    small_ &= std::max(there[shard], back[shard]) <= ShardQueues::kSmallBytes;
+  }
+}
 
 // Cuts partitions into messages: of one owner each, capped in bytes, ordered by the first of each.
 std::vector<std::vector<uint32_t>> DenseClient::Group(absl::Span<const uint32_t> partitions) const {

@@ -56,6 +56,7 @@ class DenseClient : public DenseTable {
   const TableRoute route_;
   DensePushEncoder encoder_;
   DensePullDecoder decoder_;
+  bool small_ = true;                // all of it, at each shard: the lane for small messages
   std::vector<PushStream> streams_;  // by partition
   OpenPull pull_;
 };

@@ -234,12 +234,15 @@ TEST(DenseResendTest, AMessageThatIsSentAgainIsTheSame) {
 }
 
 // Two workers, three shards, a network that loses and doubles: the weights that both read are the
-// naive sums, whichever way they are asked for.
+// naive sums, whichever way they are asked for. A table in the lane of small messages and one in
+// that of bulk.
 TEST(DensePushPullTest, BringsEveryStepsWeightsWhateverTheCredit) {
-  for (const char* pull : {"none", "int8"}) {
+  for (const int variant : {0, 1, 2, 3}) {
+    const char* pull = variant % 2 == 0 ? "none" : "int8";
+    const uint32_t per_partition = variant / 2 == 0 ? 1 : 200;  // elements
     ClientCluster cluster(pb::Consistency::BSP);
-    constexpr uint32_t kMany = 300;  // partitions of 4 bytes: far more than the credit
-    pb::TableSpec* spec = cluster.AddDense(kTable, kMany, 1);
+    constexpr uint32_t kMany = 300;  // partitions: far more than the credit
+    pb::TableSpec* spec = cluster.AddDense(kTable, kMany * per_partition, per_partition);
     spec->mutable_compression()->set_pull(pull);
     cluster.max_request_bytes = 8;
     cluster.network.SetOptions(
@@ -288,6 +291,41 @@ TEST(DensePushPullTest, BringsEveryStepsWeightsWhateverTheCredit) {
       EXPECT_EQ(parameters[0], parameters[1]);
     }
   }
+}
+
+// A small table is pushed and pulled while all credit for bulk is taken by answers that are held
+// back.
+TEST(DenseLanesTest, ASmallTableNeverWaitsBehindABigOne) {
+  SimWorld world(3);
+  SimNetwork network(&world, {});
+  std::vector<uint32_t> arrived;  // tables, as their messages came
+  std::vector<std::unique_ptr<FakeServer>> servers;
+  servers.push_back(std::make_unique<FakeServer>(
+      &world, &network, 0, [&](FakeServer& server, NodeId from, Frame request) {
+        arrived.push_back(request.header.table());
+        if (request.header.table() == kTable) server.rpc().Reply(from, request.header, Frame());
+      }));
+  FakeClientNode node(&world, &network, 0);
+  ASSERT_TRUE(node.transport->Connect(servers[0]->node(), servers[0]->endpoint()).ok());
+  pb::Assignment assignment = AssignRoundRobin(Spec("none", "none"), 3, servers);
+  constexpr uint32_t kBig = kTable + 1, kBigElements = 8 << 20;
+  pb::TableSpec* big = assignment.add_table();
+  big->set_id(kBig);
+  big->set_partition_elements(kBigElements / 8);
+  big->add_tensor()->add_shape(kBigElements);
+  pb::TableMap* owners = assignment.mutable_map()->add_table();
+  owners->set_table(kBig);
+  for (int p = 0; p < 8; ++p) owners->add_owner(0);
+  auto client = PsClient::Create(&node.env, &node.rpc, assignment, {});
+  ASSERT_TRUE(client.ok()) << client.status();
+  const Buffer gradients = Buffer::Allocate(kBigElements * sizeof(float));
+  (*client)->dense(kBig)->Push(0, 1, {0, 1, 2, 3, 4, 5, 6, 7}, gradients);
+  for (uint64_t tick = 0; tick < 3; ++tick) {
+    (*client)->dense(kTable)->Push(tick, 1, {0, 1, 2}, Gradients(1));
+  }
+  // Less than the silence after which a message would be sent again.
+  world.RunUntil([] { return false; }, absl::Milliseconds(100));
+  EXPECT_THAT(arrived, ::testing::UnorderedElementsAre(kBig, kTable, kTable, kTable));
 }
 
 TEST(DensePushPullTest, APushPullOfNoSamplesBringsTheWeightsToo) {

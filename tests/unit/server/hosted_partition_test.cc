@@ -34,6 +34,7 @@ class HostedPartitionTest : public ::testing::Test {
     setup.consistency.set_mode(parsed);
     setup.worker_incarnations.assign(workers, 1);
     setup.clip = clip_.get();
+    setup.evicts = evicts_;
     setup.counters = &counters_;
     setup.pool = &pool_;
     partition_ = std::make_unique<HostedPartition>(
@@ -72,6 +73,7 @@ class HostedPartitionTest : public ::testing::Test {
 
   pb::TableSpec spec_;
   std::unique_ptr<Optimizer> clip_;
+  bool evicts_ = false;
   BufferPool pool_;
   PushCounters counters_;
   std::vector<std::pair<NormGroup, double>> norms_;
@@ -208,6 +210,10 @@ TEST_F(HostedPartitionTest, AnUpdateOfNoStepIsRefusedWhereStepsMatter) {
   Make("ASP", 1, /*clip_norm=*/1);
   EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("clip_norm"));
   clip_ = nullptr;
+  evicts_ = true;
+  Make("ASP", 1);
+  EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("without eviction"));
+  evicts_ = false;
   Make("ASP", 1);
   partition_->OnLeave(0, 0);
   EXPECT_THAT(Push(0, kNoTick, {1, 1, 1, 1}, 1, 1).message(), HasSubstr("which has left"));

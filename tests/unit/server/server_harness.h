@@ -110,7 +110,9 @@ class ServerHarness {
   static constexpr uint64_t kJob = 5;
   static constexpr uint32_t kSparse = 3, kDense = 4;  // tables
 
-  explicit ServerHarness(uint32_t workers = 2) : network_(&world_, {}) {
+  // `memory`: where weights and answers are made.
+  explicit ServerHarness(uint32_t workers = 2, std::shared_ptr<MemorySource> memory = nullptr)
+      : pool(/*max_cached_bytes=*/0, std::move(memory)), network_(&world_, {}) {
     scheduler_ = std::make_unique<Node>(&world_, &network_, kSchedulerNode, "sim://scheduler");
     scheduler_->rpc.SetIdentity(kJob, 1, 0);
     scheduler_->rpc.Handle(pb::HELLO, [this](NodeId from, Frame request) {
@@ -158,8 +160,9 @@ class ServerHarness {
     options.log = [this](const std::string& line) { log.push_back(line); };
     options.pool = &pool;
     server_ = std::make_unique<Node>(&world_, &network_, kServer, "sim://server");
-    node_ = std::make_unique<ServerNode>(&server_->env, server_->transport.get(),
-                                         std::move(options), [](absl::Status) {});
+    node_ =
+        std::make_unique<ServerNode>(&server_->env, server_->transport.get(), std::move(options),
+                                     [this](absl::Status status) { ended = status; });
     node_->Start();
     pb::Assignment assignment;
     assignment.mutable_map()->set_epoch(1);
@@ -224,6 +227,7 @@ class ServerHarness {
   pb::Experiment experiment;
   std::vector<pb::TableSpec> tables;
   std::vector<std::string> log;
+  std::optional<absl::Status> ended;  // why the shard did
   BufferPool pool;
 
  private:

@@ -211,6 +211,27 @@ TEST_F(SparseRequestsTest, UpdatesOfNoStepComeInOnceEach) {
   EXPECT_EQ(counts.pushes_duplicate(), 1u);
 }
 
+// Nothing would ever be evicted, since no step ends.
+TEST_F(SparseRequestsTest, UpdatesOfNoStepAreRefusedWhereRowsAreEvicted) {
+  const auto refusal = [](void (*set)(pb::Eviction*)) {
+    ServerHarness server;
+    server.experiment.mutable_consistency()->set_mode(pb::Consistency::ASP);
+    set(server.AddSparse(1)->mutable_sparse()->mutable_eviction());
+    EXPECT_TRUE(server.Start().ok());
+    const absl::Status status =
+        server.Ask(0, Request(pb::PUSH, kTable).Weight(1).Part(0, 1).Keys({7}).Values({1, 2}))
+            .status();
+    EXPECT_EQ(server.Count().rows(0).rows(), status.ok() ? 1u : 0u);
+    // Within a step they may come.
+    EXPECT_TRUE(server.Ask(0, Push(0).Part(0, 2).Keys({7}).Values({1, 2})).ok());
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal([](pb::Eviction* e) { e->set_min_frequency(2); }), HasSubstr("eviction"));
+  EXPECT_THAT(refusal([](pb::Eviction* e) { e->set_max_age(9); }), HasSubstr("eviction"));
+  EXPECT_THAT(refusal([](pb::Eviction* e) { e->set_max_rows(9); }), HasSubstr("eviction"));
+  EXPECT_EQ(refusal([](pb::Eviction* e) { e->set_min_frequency(1); }), "");
+}
+
 TEST_F(SparseRequestsTest, RowsMayTravelAsHalves) {
   pb::TableSpec* table = server_.AddSparse();
   table->mutable_compression()->set_pull("fp16");

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "gmock/gmock.h"
+#include "tests/unit/table/scarce_memory.h"
 #include "tests/unit/table/sparse_testing.h"
 
 namespace parley {
@@ -269,6 +270,26 @@ TEST(SparsePartitionTest, BiasIsCorrectedByTheRowsOwnCount) {
   EXPECT_NEAR(table.Read({2})[2][0], -0.125, 1e-6);
 }
 
+// Corrections that are remembered are counted as memory, and those beyond are the same numbers.
+TEST(SparsePartitionTest, OldRowsTakeBoundedMemoryAndKeepTheirBits) {
+  const pb::TableSpec spec = SparseTableSpec("dim: 1 partitions: 1", "lr: 0.1 adam {}");
+  SparseTable table(spec);
+  RowModel model(spec);
+  table.Apply({{{1, {0.5f}}}}, StepInfo());
+  model.Apply({{{1, {0.5f}}}}, StepInfo());
+  const uint64_t before = table.partition(0).memory_bytes();
+  for (uint64_t tick = 1; tick < 5000; ++tick) {
+    StepInfo info;
+    info.step = tick;
+    const std::vector<RowModel::Gradients> push = {{{1, RandomVector(tick, 1)}}};
+    table.Apply(push, info);
+    model.Apply(push, info);
+    ASSERT_TRUE(SameBits(table.Read({1}).at(1), model.Read(1))) << tick;
+  }
+  EXPECT_GT(table.partition(0).memory_bytes(), before + 16 * 1000);
+  EXPECT_LE(table.partition(0).memory_bytes(), before + 16 * 2048);
+}
+
 TEST(SparsePartitionTest, ReadingCreatesNothing) {
   SparseTable table(SparseTableSpec("dim: 4 partitions: 2", "sgd {}"));
   const auto rows = table.Read({1, 2, 3});
@@ -333,6 +354,20 @@ TEST(SparsePartitionTest, RefusalsNameWhatIsWrong) {
   const absl::Status status = table.partition(0).CheckKeys(keys);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("partition 1"));
+}
+
+TEST(TablePartitionTest, NoMemoryIsAnError) {
+  const auto memory = std::make_shared<ScarceMemory>();
+  BufferPool pool(0, memory);
+  pb::TableSpec spec;
+  spec.set_name("weights");
+  spec.set_partition_elements(100);
+  spec.add_tensor()->add_shape(150);
+  *spec.mutable_optimizer() = ParseOptimizer("lr: 1 sgd {}");
+  const ScarceMemory::Shortage shortage(memory.get());
+  const absl::Status status = TablePartition::Create(spec, 1, &pool).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("'weights': no memory for partition 1"));
 }
 
 TEST(TablePartitionTest, DenseBehindTheSameInterface) {

@@ -14,7 +14,13 @@ namespace parley {
 
 // Uses of randomness that must not share numbers. The stream of a use is Stream(purpose, a number
 // within it).
-enum class RandomPurpose : uint8_t { kInit = 1, kShuffle = 2, kDropout = 3, kSynthetic = 4, kRow = 5 };
+enum class RandomPurpose : uint8_t {
+  kInit = 1,
+  kShuffle = 2,
+  kDropout = 3,
+  kSynthetic = 4,
+  kRow = 5
+};
 
 constexpr uint64_t Stream(RandomPurpose purpose, uint64_t number) {
   return (static_cast<uint64_t>(purpose) << 56) ^ number;

@@ -135,10 +135,10 @@ class ClickLogs(SparseTest):
         self.assertEqual(*results)
 
     def test_a_bad_line_is_named(self):
-        experiment = self.write([*self.GOOD[:123], "7,8:0.5\t1\n", *self.GOOD[123:]])
+        experiment = self.write([*self.GOOD[:123], "7,8:half\t1\n", *self.GOOD[123:]])
         process = self.start_run(experiment)
         self.assertEqual(process.wait(harness.FAILURE_S), 1, process.story())
-        self.assertRegex(process.stderr(), r"clicks\.tsv:124: has the feature '8:0\.5', allowed is a value of 1")
+        self.assertRegex(process.stderr(), r"clicks\.tsv:124: has the feature '8:half', allowed is")
 
     def test_embeddings_need_keys_and_keys_embeddings(self):
         text = self.write(self.GOOD).read_text()

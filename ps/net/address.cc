@@ -236,7 +236,7 @@ std::string FormatEndpoint(const Endpoint& endpoint) {
     return absl::StrCat("shm://", endpoint.host, "/", endpoint.path);
   }
   const bool ipv6 = Contains(endpoint.host, ':');
-  return absl::StrFormat(ipv6 ? "tcp://[%s]:%d" : "tcp://%s:%d", endpoint.host, endpoint.port);
+  return absl::StrCat("tcp://", ipv6 ? "[" : "", endpoint.host, ipv6 ? "]:" : ":", endpoint.port);
 }
 
 absl::StatusOr<Endpoint> ParseRemoteEndpoint(std::string_view text) {

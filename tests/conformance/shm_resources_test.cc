@@ -76,10 +76,12 @@ TEST_F(ShmResources, WhoFillsItsWakeUpMutesItselfAlone) {
 
 TEST_F(ShmResources, AWakeUpThatCameToBlockIsNotWritten) {
   ExpectRefusedLater("no longer without blocking, and full", [&](Liar& liar) {
+    // B has taken the wake-up while it did not block: its own greeting may come before that.
+    ASSERT_TRUE(rig_->WaitFor([&] { return rig_->Send(kB, kC, MakeFrame(0)).ok(); }));
     ASSERT_EQ(fcntl(liar.wake_fd(), F_SETFL, 0), 0);
     ASSERT_EQ(eventfd_write(liar.wake_fd(), ~uint64_t{1}), 0);
     liar.control()->sleeping.store(1);
-    ASSERT_TRUE(rig_->WaitFor([&] { return rig_->Send(kB, kC, MakeFrame(0)).ok(); }));
+    ASSERT_TRUE(rig_->Send(kB, kC, MakeFrame(1)).ok());
   });
 }
 

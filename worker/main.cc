@@ -3,11 +3,9 @@
 #include <optional>
 #include <string>
 
-#include "ps/base/buffer.h"
-#include "ps/base/shared_arenas.h"
 #include "ps/config/flags.h"
 #include "ps/net/node_name.h"
-#include "ps/net/path_transport.h"
+#include "ps/net/path_node.h"
 #include "ps/net/process.h"
 #include "worker/worker_node.h"
 
@@ -16,40 +14,29 @@ namespace {
 
 constexpr char kProgram[] = "parley-worker";
 
-// Freed blocks kept at hand. What goes past it returns to the arenas, and stays there.
-constexpr size_t kPoolCacheBytes = size_t{256} << 20;
-
 struct Flags {
   std::string scheduler, job, log;
   uint32_t join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
 };
 
-absl::Status AddWorker(NodeProcess& process, const Flags& flags,
-                       std::shared_ptr<SharedArenas> arenas, BufferPool* pool) {
-  return process.AddNode(
-      // One thread computes; a second would only find the first's caches cold.
-      {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
-      [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
-        // Workers do not listen: answers come back on the connections they make.
-        PathTransport::Options options;
-        options.self = NodeId{env->Random()};
-        options.arenas = arenas;
-        options.log = [&process](const std::string& line) { process.Log(line); };
-        return PathTransport::Create(env, std::move(options));
-      },
-      [&](const NodeProcess::Seat& seat) {
-        WorkerNode::Options options;
-        options.scheduler = flags.scheduler;
-        options.job = flags.job;
-        options.node_name = HostAndPid();
-        options.wanted_rank = flags.rank;
-        options.join_timeout = absl::Seconds(flags.join_timeout);
-        options.pool = pool;
-        options.log = seat.log;
-        return NodeProcess::Hold(
-            std::make_shared<WorkerNode>(seat.env, seat.transport, std::move(options), seat.done));
-      });
+absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& memory) {
+  return AddPathNode(process,
+                     // One thread computes; a second would only find the first's caches cold.
+                     {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
+                     // Workers do not listen: answers come back on the connections they make.
+                     memory, PathTransport::Options(), [&](const NodeProcess::Seat& seat) {
+                       WorkerNode::Options options;
+                       options.scheduler = flags.scheduler;
+                       options.job = flags.job;
+                       options.node_name = HostAndPid();
+                       options.wanted_rank = flags.rank;
+                       options.join_timeout = absl::Seconds(flags.join_timeout);
+                       options.pool = memory.pool();
+                       options.log = seat.log;
+                       return NodeProcess::Hold(std::make_shared<WorkerNode>(
+                           seat.env, seat.transport, std::move(options), seat.done));
+                     });
 }
 
 int Main(int argc, char** argv) {
@@ -64,13 +51,11 @@ int Main(int argc, char** argv) {
               "microseconds to look for work before sleeping; only with cores to spare")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
-  // Memory that servers on this machine can read without a copy; it outlives the nodes.
-  const auto arenas = std::make_shared<SharedArenas>();
-  BufferPool pool(kPoolCacheBytes, arenas);
+  LentMemory memory;
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
-  absl::Status status = AddWorker(**process, flags, arenas, &pool);
+  absl::Status status = AddWorker(**process, flags, memory);
   if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   return (*process)->Run();
 }

@@ -7,9 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/base/ids.h"
-#include "ps/net/admission.h"
-#include "ps/net/rpc.h"
-#include "ps/net/scheduler_link.h"
+#include "worker/client/job_member.h"
 #include "worker/client/ps_client.h"
 #include "worker/trainer.h"
 #include "worker/workload.h"
@@ -20,22 +18,12 @@ class WorkerNode::Impl {
  public:
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
       : env_(env),
-        transport_(transport),
-        options_(std::move(options)),
-        done_(std::move(done)),
-        rpc_(env, transport),
-        link_(env, transport, &rpc_, LinkOptions(), LinkHandlers()) {
-    rpc_.SetAdmission([this](NodeId, const pb::FrameHeader& header) {
-      return CheckAdmission(header, welcome_.job_id());
-    });
-  }
+        pool_(options.pool),
+        member_(env, transport, MemberOptions(std::move(options)),
+                MemberHandlers(std::move(done))) {}
 
-  void Start() {
-    Log(absl::StrCat("joining the job at ", options_.scheduler));
-    link_.Start();
-  }
-
-  void Stop(const absl::Status& status) { link_.Fail(status); }
+  void Start() { member_.Start(); }
+  void Stop(const absl::Status& status) { member_.Fail(status); }
 
  private:
   // Filled by the thread that loads, read by the loop afterwards.
@@ -44,35 +32,23 @@ class WorkerNode::Impl {
     absl::StatusOr<std::unique_ptr<Workload>> workload = absl::UnknownError("");
   };
 
-  SchedulerLink::Options LinkOptions() const {
-    SchedulerLink::Options options;
-    options.scheduler = options_.scheduler;
-    options.join_timeout = options_.join_timeout;
-    options.hello.set_role(pb::WORKER);
-    options.hello.set_job(options_.job);
-    options.hello.set_node_name(options_.node_name);
-    if (options_.wanted_rank) options.hello.set_wanted_rank(*options_.wanted_rank);
-    return options;
+  static JobMember::Options MemberOptions(Options options) {
+    JobMember::Options member{.scheduler = std::move(options.scheduler),
+                              .join_timeout = options.join_timeout,
+                              .log = std::move(options.log)};
+    member.hello.set_job(options.job);
+    member.hello.set_node_name(options.node_name);
+    if (options.wanted_rank) member.hello.set_wanted_rank(*options.wanted_rank);
+    return member;
   }
 
-  SchedulerLink::Handlers LinkHandlers() {
-    SchedulerLink::Handlers handlers;
-    handlers.on_welcome = [this](const pb::Welcome& welcome) { OnWelcome(welcome); };
-    handlers.heartbeat = [this] { return Heartbeat(); };
-    handlers.on_stop = [this](const pb::Stop& stop) {
-      Log(stop.ok() ? "told that the job is done" : absl::StrCat("told to stop: ", stop.reason()));
-      // Nothing that is under way matters any more.
-      over_ = true;
-    };
-    handlers.on_end = [this](absl::Status status) {
-      over_ = true;
-      if (done_) std::exchange(done_, nullptr)(std::move(status));
-    };
-    return handlers;
+  JobMember::Handlers MemberHandlers(absl::AnyInvocable<void(absl::Status)> done) {
+    return {.on_welcome = [this](const pb::Welcome& welcome) { OnWelcome(welcome); },
+            .heartbeat = [this] { return Heartbeat(); },
+            .on_end = std::move(done)};
   }
 
   void OnWelcome(const pb::Welcome& welcome) {
-    welcome_ = welcome;
     if (welcome.spare()) {
       Log(absl::StrCat("joined job ", welcome.job(), " as a spare"));
       waiting_for_ = "work: this worker is a spare";
@@ -83,7 +59,7 @@ class WorkerNode::Impl {
     loading->experiment = welcome.experiment();
     env_->Offload([loading] { loading->workload = LoadWorkload(loading->experiment); },
                   [this, loading, alive = std::weak_ptr<bool>(alive_)] {
-                    if (!alive.expired() && !over_) OnLoaded(std::move(loading->workload));
+                    if (!alive.expired() && !member_.over()) OnLoaded(std::move(loading->workload));
                   });
   }
 
@@ -94,9 +70,9 @@ class WorkerNode::Impl {
     }
     workload_ = *std::move(workload);
     pb::Register registration;
-    *registration.add_table() = ModelTable(welcome_.experiment(), *workload_->model);
+    *registration.add_table() = ModelTable(member_.welcome().experiment(), *workload_->model);
     if (workload_->embedding.has_value()) {
-      *registration.add_table() = EmbeddingTable(welcome_.experiment());
+      *registration.add_table() = EmbeddingTable(member_.welcome().experiment());
     }
     registration.set_train_samples(workload_->data.train->samples());
     registration.set_test_samples(workload_->data.test->samples());
@@ -106,36 +82,28 @@ class WorkerNode::Impl {
                         registration.device()));
     waiting_for_ = "the scheduler's assignment";
     // Longer than the scheduler's own patience: it is the one that knows who is missing.
-    const pb::Cluster& cluster = welcome_.experiment().cluster();
-    link_.Ask(pb::REGISTER, registration.SerializeAsString(),
-              absl::Milliseconds(uint64_t{cluster.start_timeout_ms()} + cluster.node_timeout_ms()),
-              "registration", [this](absl::StatusOr<Frame> answer) {
-                pb::Assignment assignment;
-                absl::Status status =
-                    answer.ok() ? ParseBody(*answer, &assignment) : answer.status();
-                if (status.ok()) status = BeginTraining(assignment);
-                if (!status.ok()) Fail(status);
-              });
+    const pb::Cluster& cluster = member_.welcome().experiment().cluster();
+    member_.Register(
+        registration,
+        absl::Milliseconds(uint64_t{cluster.start_timeout_ms()} + cluster.node_timeout_ms()),
+        {.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024,
+         .progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms()),
+         .pool = pool_},
+        [this](const pb::Assignment& assignment, PsClient* client) {
+          return BeginTraining(assignment, client);
+        });
   }
 
-  absl::Status BeginTraining(const pb::Assignment& assignment) {
-    if (over_) return absl::OkStatus();
+  absl::Status BeginTraining(const pb::Assignment& assignment, PsClient* client) {
     if (assignment.data_parts() == 0 || assignment.data_part() >= assignment.data_parts()) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: data part %d of %d, expected is less than the number of parts",
           assignment.data_part(), assignment.data_parts()));
     }
-    for (const pb::ShardAddress& shard : assignment.map().shard()) {
-      absl::Status status = transport_->Connect(NodeId{shard.node()}, shard.endpoint());
-      if (!status.ok()) return status;
-    }
-    absl::StatusOr<std::unique_ptr<PsClient>> client =
-        PsClient::Create(env_, &rpc_, assignment, ClientOptions());
-    if (!client.ok()) return client.status();
     absl::StatusOr<DenseLayout> own =
-        DenseLayout::Create(ModelTable(welcome_.experiment(), *workload_->model));
+        DenseLayout::Create(ModelTable(member_.welcome().experiment(), *workload_->model));
     if (!own.ok()) return own.status();
-    const DenseTable* dense = (*client)->dense(kModelTable);
+    const DenseTable* dense = client->dense(kModelTable);
     if (dense == nullptr) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: table %d is not in it, expected is the one registered", kModelTable));
@@ -147,19 +115,18 @@ class WorkerNode::Impl {
           "registered: do all workers read the same data?",
           given.elements(), given.partitions(), own->elements(), own->partitions()));
     }
-    const SparseTable* rows = (*client)->sparse(kEmbeddingTable);
+    const SparseTable* rows = client->sparse(kEmbeddingTable);
     const uint32_t dim = workload_->embedding.has_value() ? workload_->embedding->dim() : 0;
     if ((rows == nullptr ? 0 : rows->dim()) != dim) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: the rows of table %d have %d values, expected is %d as registered",
           kEmbeddingTable, rows == nullptr ? 0 : rows->dim(), dim));
     }
-    client_ = *std::move(client);
-    Trainer::Options options{.experiment = welcome_.experiment(),
-                             .rank = welcome_.rank(),
+    Trainer::Options options{.experiment = member_.welcome().experiment(),
+                             .rank = member_.welcome().rank(),
                              .data_part = assignment.data_part(),
                              .data_parts = assignment.data_parts(),
-                             .pool = options_.pool};
+                             .pool = pool_};
     Trainer::Handlers handlers;
     handlers.on_report = [this](pb::Report report) { SendReport(std::move(report)); };
     handlers.on_finished = [this](pb::Finished finished) {
@@ -167,23 +134,12 @@ class WorkerNode::Impl {
       MaybeFinish();
     };
     handlers.on_error = [this](const absl::Status& status) { Fail(status); };
-    trainer_ = std::make_unique<Trainer>(env_, client_.get(), workload_, std::move(options),
-                                         std::move(handlers));
+    trainer_ =
+        std::make_unique<Trainer>(env_, client, workload_, std::move(options), std::move(handlers));
     Log(absl::StrFormat("training part %d of %d with %d shards", assignment.data_part(),
                         assignment.data_parts(), assignment.map().shard_size()));
     trainer_->Start();
     return absl::OkStatus();
-  }
-
-  PsClient::Options ClientOptions() {
-    const pb::Cluster& cluster = welcome_.experiment().cluster();
-    PsClient::Options options;
-    options.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024;
-    options.progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms());
-    options.pool = options_.pool;
-    options.on_error = [this](const absl::Status& status) { Fail(status); };
-    options.log = [this](const std::string& line) { Log(line); };
-    return options;
   }
 
   void SendReport(pb::Report report) {
@@ -191,32 +147,25 @@ class WorkerNode::Impl {
                         report.data_epoch() + 1, report.train_samples(), report.train_seconds(),
                         report.compute_seconds(), report.wait_seconds()));
     ++reports_open_;
-    link_.Ask(pb::REPORT, report.SerializeAsString(), AskTimeout(),
-              absl::StrFormat("report of epoch %d", report.data_epoch() + 1),
-              [this](absl::StatusOr<Frame> answer) {
-                if (!answer.ok()) {
-                  Fail(answer.status());
-                  return;
-                }
-                --reports_open_;
-                MaybeFinish();
-              });
+    member_.Ask(pb::REPORT, report.SerializeAsString(), AskTimeout(),
+                absl::StrFormat("report of epoch %d", report.data_epoch() + 1), [this] {
+                  --reports_open_;
+                  MaybeFinish();
+                });
   }
 
   // FINISHED comes after every REPORT, though the network keeps no order.
   void MaybeFinish() {
     if (!finished_.has_value() || reports_open_ > 0 || std::exchange(finish_sent_, true)) return;
-    finished_->set_rpc_retries(rpc_.counters().retries);
+    finished_->set_rpc_retries(member_.rpc().counters().retries);
     Log(absl::StrFormat("finished after %d steps", finished_->steps()));
-    link_.Ask(pb::FINISHED, finished_->SerializeAsString(), AskTimeout(), "the finished training",
-              [this](absl::StatusOr<Frame> answer) {
-                if (!answer.ok()) Fail(answer.status());
-              });
+    member_.Ask(pb::FINISHED, finished_->SerializeAsString(), AskTimeout(),
+                "the finished training");
     waiting_for_ = "the end of the job";
   }
 
   absl::Duration AskTimeout() const {
-    return absl::Milliseconds(welcome_.experiment().cluster().progress_timeout_ms());
+    return absl::Milliseconds(member_.welcome().experiment().cluster().progress_timeout_ms());
   }
 
   pb::Heartbeat Heartbeat() const {
@@ -226,32 +175,19 @@ class WorkerNode::Impl {
     return heartbeat;
   }
 
-  void Fail(const absl::Status& status) {
-    if (std::exchange(over_, true)) return;
-    Log(absl::StrCat("failed: ", status.message()));
-    link_.Fail(status);
-  }
-
-  void Log(const std::string& line) {
-    if (options_.log) options_.log(line);
-  }
+  void Fail(const absl::Status& status) { member_.Fail(status); }
+  void Log(const std::string& line) { member_.Log(line); }
 
   Env* const env_;
-  Transport* const transport_;
-  Options options_;
-  absl::AnyInvocable<void(absl::Status)> done_;
-  Rpc rpc_;
-  pb::Welcome welcome_;
+  BufferPool* const pool_;
+  JobMember member_;  // owns the client that the trainer uses
   std::shared_ptr<Workload> workload_;
-  std::unique_ptr<PsClient> client_;
   std::unique_ptr<Trainer> trainer_;
   std::optional<pb::Finished> finished_;
   uint64_t reports_open_ = 0;
   bool finish_sent_ = false;
-  bool over_ = false;        // stopped or failed: late results are ignored
   std::string waiting_for_;  // while there is no trainer, and after it
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for late callbacks
-  SchedulerLink link_;  // last: its handlers use the rest
 };
 
 WorkerNode::WorkerNode(Env* env, Transport* transport, Options options,

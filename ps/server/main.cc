@@ -9,12 +9,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "ps/base/buffer.h"
-#include "ps/base/shared_arenas.h"
 #include "ps/config/flags.h"
 #include "ps/net/address.h"
 #include "ps/net/node_name.h"
-#include "ps/net/path_transport.h"
+#include "ps/net/path_node.h"
 #include "ps/net/process.h"
 #include "ps/server/server_node.h"
 
@@ -22,9 +20,6 @@ namespace parley {
 namespace {
 
 constexpr char kProgram[] = "parley-server";
-
-// Freed blocks kept at hand. What goes past it returns to the arenas, and stays there.
-constexpr size_t kPoolCacheBytes = size_t{256} << 20;
 
 struct Flags {
   std::string scheduler, job, log, bind;
@@ -79,40 +74,32 @@ struct Common {
   uint64_t process_id = 0;
   std::string node_name;
   std::shared_ptr<ZmqContext> context;
-  std::shared_ptr<SharedArenas> arenas;
-  BufferPool* pool = nullptr;
 };
 
 absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
-                      const Common& common) {
+                      const Common& common, LentMemory& memory) {
   absl::StatusOr<std::string> bind = BindOfShard(flags, shard);
   if (!bind.ok()) return bind.status();
-  return process.AddNode(
-      {.offload_threads = 0, .spin = absl::Microseconds(flags.spin_us)},
-      [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
-        PathTransport::Options options;
-        options.self = NodeId{env->Random()};
-        options.bind = *bind;
-        options.context = common.context;
-        options.arenas = common.arenas;
-        options.log = [&process](const std::string& line) { process.Log(line); };
-        return PathTransport::Create(env, std::move(options));
-      },
-      [&](const NodeProcess::Seat& seat) {
-        ServerNode::Options options;
-        options.scheduler = flags.scheduler;
-        options.job = flags.job;
-        options.node_name =
-            flags.shards > 1 ? absl::StrCat(common.node_name, "/", shard) : common.node_name;
-        options.process = common.process_id;
-        options.shard = shard;
-        options.wanted_rank = flags.rank;
-        options.join_timeout = absl::Seconds(flags.join_timeout);
-        options.pool = common.pool;
-        options.log = seat.log;
-        return NodeProcess::Hold(
-            std::make_shared<ServerNode>(seat.env, seat.transport, std::move(options), seat.done));
-      });
+  PathTransport::Options transport;
+  transport.bind = *std::move(bind);
+  transport.context = common.context;
+  return AddPathNode(process, {.offload_threads = 0, .spin = absl::Microseconds(flags.spin_us)},
+                     memory, std::move(transport), [&](const NodeProcess::Seat& seat) {
+                       ServerNode::Options options;
+                       options.scheduler = flags.scheduler;
+                       options.job = flags.job;
+                       options.node_name = flags.shards > 1
+                                               ? absl::StrCat(common.node_name, "/", shard)
+                                               : common.node_name;
+                       options.process = common.process_id;
+                       options.shard = shard;
+                       options.wanted_rank = flags.rank;
+                       options.join_timeout = absl::Seconds(flags.join_timeout);
+                       options.pool = memory.pool();
+                       options.log = seat.log;
+                       return NodeProcess::Hold(std::make_shared<ServerNode>(
+                           seat.env, seat.transport, std::move(options), seat.done));
+                     });
 }
 
 int Main(int argc, char** argv) {
@@ -134,9 +121,7 @@ int Main(int argc, char** argv) {
               "microseconds to look for work before sleeping; only with cores to spare")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
-  // Memory that workers on this machine can read without a copy; it outlives the nodes.
-  const auto arenas = std::make_shared<SharedArenas>();
-  BufferPool pool(kPoolCacheBytes, arenas);
+  LentMemory memory;
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
@@ -145,11 +130,9 @@ int Main(int argc, char** argv) {
   std::random_device random;
   const Common common{.process_id = (uint64_t{random()} << 32 | random()) | 1,
                       .node_name = HostAndPid(),
-                      .context = *context,
-                      .arenas = arenas,
-                      .pool = &pool};
+                      .context = *context};
   for (uint32_t shard = 0; shard < flags.shards; ++shard) {
-    absl::Status status = AddShard(**process, flags, shard, common);
+    absl::Status status = AddShard(**process, flags, shard, common, memory);
     if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   }
   return (*process)->Run();

@@ -5,10 +5,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "ps/base/philox.h"
-#include "ps/net/admission.h"
-#include "ps/net/rpc.h"
-#include "ps/net/scheduler_link.h"
-#include "worker/client/ps_client.h"
+#include "worker/client/job_member.h"
 
 namespace parley {
 namespace {
@@ -65,74 +62,33 @@ std::map<uint64_t, std::vector<float>> UpdatePlan::FinalRows() const {
 class UpdateWorker::Impl {
  public:
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
-      : env_(env),
-        transport_(transport),
-        options_(std::move(options)),
-        done_(std::move(done)),
-        rpc_(env, transport),
-        link_(env, transport, &rpc_, LinkOptions(), LinkHandlers()) {
-    rpc_.SetAdmission([this](NodeId, const pb::FrameHeader& header) {
-      return CheckAdmission(header, welcome_.job_id());
-    });
-  }
+      : options_(std::move(options)),
+        member_(env, transport, MemberOptions(),
+                {.on_welcome = [this](const pb::Welcome&) { OnWelcome(); },
+                 .on_end = std::move(done)}) {}
 
-  void Start() { link_.Start(); }
+  void Start() { member_.Start(); }
 
  private:
-  SchedulerLink::Options LinkOptions() const {
-    SchedulerLink::Options options;
-    options.scheduler = options_.scheduler;
-    options.hello.set_role(pb::WORKER);
-    options.hello.set_job(options_.job);
-    options.hello.set_node_name(options_.node_name);
-    return options;
+  JobMember::Options MemberOptions() const {
+    JobMember::Options member{.scheduler = options_.scheduler};
+    member.hello.set_job(options_.job);
+    member.hello.set_node_name(options_.node_name);
+    return member;
   }
 
-  SchedulerLink::Handlers LinkHandlers() {
-    SchedulerLink::Handlers handlers;
-    handlers.on_welcome = [this](const pb::Welcome& welcome) { OnWelcome(welcome); };
-    handlers.heartbeat = [this] {
-      pb::Heartbeat heartbeat;
-      if (client_ != nullptr) heartbeat.set_waiting_for(client_->WaitingFor());
-      return heartbeat;
-    };
-    handlers.on_stop = [](const pb::Stop&) {};
-    handlers.on_end = [this](absl::Status status) {
-      if (done_) std::exchange(done_, nullptr)(std::move(status));
-    };
-    return handlers;
-  }
-
-  void OnWelcome(const pb::Welcome& welcome) {
-    welcome_ = welcome;
+  void OnWelcome() {
     pb::Register registration;
     *registration.add_table() = Rows();
     registration.set_device("none");
-    link_.Ask(pb::REGISTER, registration.SerializeAsString(), kPatience, "registration",
-              [this](absl::StatusOr<Frame> answer) {
-                pb::Assignment assignment;
-                absl::Status status =
-                    answer.ok() ? ParseBody(*answer, &assignment) : answer.status();
-                if (status.ok()) status = Begin(assignment);
-                if (!status.ok()) link_.Fail(status);
-              });
-  }
-
-  absl::Status Begin(const pb::Assignment& assignment) {
-    for (const pb::ShardAddress& shard : assignment.map().shard()) {
-      absl::Status status = transport_->Connect(NodeId{shard.node()}, shard.endpoint());
-      if (!status.ok()) return status;
-    }
-    PsClient::Options options;
-    options.max_request_bytes = options_.max_request_bytes;
-    options.progress_timeout = kPatience;
-    options.on_error = [this](const absl::Status& status) { link_.Fail(status); };
-    absl::StatusOr<std::unique_ptr<PsClient>> client =
-        PsClient::Create(env_, &rpc_, assignment, std::move(options));
-    if (!client.ok()) return client.status();
-    client_ = *std::move(client);
-    for (uint32_t i = 0; i < kWindow; ++i) Next();
-    return absl::OkStatus();
+    member_.Register(
+        registration, kPatience,
+        {.max_request_bytes = options_.max_request_bytes, .progress_timeout = kPatience},
+        [this](const pb::Assignment&, PsClient* client) {
+          client_ = client;
+          for (uint32_t i = 0; i < kWindow; ++i) Next();
+          return absl::OkStatus();
+        });
   }
 
   void Next() {
@@ -140,7 +96,7 @@ class UpdateWorker::Impl {
       if (open_ == 0 && !std::exchange(sent_, true)) FinishUpdates();
       return;
     }
-    const UpdatePlan::Update update = options_.plan.Nth(welcome_.rank(), next_++);
+    const UpdatePlan::Update update = options_.plan.Nth(member_.welcome().rank(), next_++);
     ++open_;
     client_->sparse(kTable)->Update(update.keys, update.gradients.data(), [this] {
       --open_;
@@ -155,7 +111,7 @@ class UpdateWorker::Impl {
       options_.violation(absl::StrFormat(
           "worker %d: %d updates are open and %d are counted as acknowledged, expected are 0 and "
           "%d",
-          welcome_.rank(), client_->sparse(kTable)->updates_open(),
+          member_.welcome().rank(), client_->sparse(kTable)->updates_open(),
           client_->counters().updates_acked, acked_));
     }
     client_->WhenAllAcknowledged(
@@ -181,30 +137,22 @@ class UpdateWorker::Impl {
       if (row == want) continue;
       options_.violation(absl::StrFormat(
           "worker %d: the row of key %d is [%s] after all updates, expected is [%s]",
-          welcome_.rank(), keys_[i], absl::StrJoin(row, ", "), absl::StrJoin(want, ", ")));
+          member_.welcome().rank(), keys_[i], absl::StrJoin(row, ", "), absl::StrJoin(want, ", ")));
     }
     pb::Finished finished;
     finished.set_pushes_acked(client_->counters().pushes_acked);
-    finished.set_rpc_retries(rpc_.counters().retries);
-    link_.Ask(pb::FINISHED, finished.SerializeAsString(), kPatience, "the finished updates",
-              [this](absl::StatusOr<Frame> answer) {
-                if (!answer.ok()) link_.Fail(answer.status());
-              });
+    finished.set_rpc_retries(member_.rpc().counters().retries);
+    member_.Ask(pb::FINISHED, finished.SerializeAsString(), kPatience, "the finished updates");
   }
 
-  Env* const env_;
-  Transport* const transport_;
   Options options_;
-  absl::AnyInvocable<void(absl::Status)> done_;
-  Rpc rpc_;
-  pb::Welcome welcome_;
-  std::unique_ptr<PsClient> client_;
+  JobMember member_;
+  PsClient* client_ = nullptr;  // the member's
   uint32_t next_ = 0, open_ = 0;
   uint64_t acked_ = 0;
   bool sent_ = false;
   std::vector<uint64_t> keys_;
   std::vector<float> rows_;
-  SchedulerLink link_;  // last: its handlers use the rest
 };
 
 UpdateWorker::UpdateWorker(Env* env, Transport* transport, Options options,

@@ -4,8 +4,8 @@
 // acknowledged; Rpc resends a message as it is until it is answered. Messages of one partition
 // leave in the order in which they were asked for.
 //
-// The first error, a server's or a deadline's, goes to on_error; after it nothing is called back.
-// Thread-safety: as Env, everything on the loop. Callbacks may call any method.
+// The first error, a server's or a deadline's, goes to on_error = nullptr; after it nothing is
+// called back. Thread-safety: as Env, everything on the loop. Callbacks may call any method.
 #ifndef PARLEY_WORKER_CLIENT_PS_CLIENT_H_
 #define PARLEY_WORKER_CLIENT_PS_CLIENT_H_
 
@@ -33,8 +33,8 @@ class PsClient {
     absl::Duration progress_timeout = absl::Seconds(60);  // for any one message to be answered
     BufferPool* pool = nullptr;  // for what is gathered or encoded; null: one of its own. Memory
                                  // that a transport can share makes it travel without a copy.
-    absl::AnyInvocable<void(const absl::Status&)> on_error;
-    absl::AnyInvocable<void(const std::string&)> log;  // one line; empty = silent
+    absl::AnyInvocable<void(const absl::Status&)> on_error = nullptr;
+    absl::AnyInvocable<void(const std::string&)> log = nullptr;  // one line; empty = silent
   };
   struct Counters {
     uint64_t pushes_acked = 0;   // parts

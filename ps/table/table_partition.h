@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "proto/cluster.pb.h"
 #include "ps/base/buffer.h"
+#include "ps/base/table_state.h"
 #include "ps/table/optimizer.h"
 
 namespace parley {
@@ -43,6 +44,13 @@ class KeyList {
 struct GradientView {
   KeyList keys;                   // sparse: the rows, in any order; dense: empty
   const float* values = nullptr;  // dense: [size]; sparse: [keys, dim]; may be unaligned
+};
+
+// One gradient in the place of several: to apply it alone gives, bit for bit, what applying all of
+// them gives.
+struct SummedGradient {
+  Buffer keys;    // sparse: uint64, each once; dense: empty
+  Buffer values;  // float32: dense [size]; sparse [keys, dim]
 };
 
 class TablePartition {
@@ -79,6 +87,25 @@ class TablePartition {
 
   virtual uint64_t version() const = 0;  // updates applied
   virtual uint64_t memory_bytes() const = 0;
+
+  // The sum of what would be Apply's argument, in memory of its own. REQUIRES: as Apply, and no
+  // gradient repeats a key.
+  virtual SummedGradient Sum(absl::Span<const GradientView> gradients) = 0;
+
+  // Everything that decides what later updates and reads give: weights and slots; rows with their
+  // keys, slots and counts for eviction. A dense one's weights are a reference, the rest is copied.
+  // Throws std::bad_alloc; then nothing has changed.
+  virtual TableState Save() = 0;
+  // The same, of the rows touched since the last MarkSaved, and the keys of those that are gone
+  // since ("removed"). Dense: as Save. Kept track of once MarkSaved was called; sparse only.
+  virtual TableState SaveChanges() = 0;
+  virtual void MarkSaved() = 0;
+  // Becomes what was saved; changes are applied to what is there. kInvalidArgument names an array
+  // that is missing or does not fit; then the partition is not to be used. REQUIRES: a partition of
+  // the same table and index.
+  virtual absl::Status Load(const TableState& state) = 0;
+  // The same for equal states, whatever the order in which rows came.
+  virtual uint64_t Digest() const = 0;
 
   // Adds what this partition holds to `rows` (sparse; dense: nothing).
   virtual void AddCounts(pb::ServerCounts::Rows* rows) const = 0;

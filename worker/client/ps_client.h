@@ -28,6 +28,7 @@ namespace parley {
 class PsClient {
  public:
   struct Options {
+    uint32_t rank = 0, incarnation = 1;  // of the logical worker for which it speaks
     uint64_t max_request_bytes = uint64_t{1} << 20;
     uint64_t max_part_bytes = uint64_t{80} << 20;         // what the transport takes in one part
     absl::Duration progress_timeout = absl::Seconds(60);  // for any one message to be answered
@@ -51,6 +52,12 @@ class PsClient {
                                                           const pb::Assignment& assignment,
                                                           Options options);
   virtual ~PsClient() = default;
+
+  // A later map of the same generation: what is queued, on its way or held for want of a newer map
+  // goes to the new owners, with the sequences it has. Maps not newer than the last are ignored.
+  // kInvalidArgument: the map does not cover a table; then nothing has changed. The transport knows
+  // the shards.
+  virtual absl::Status OnMap(const pb::PartitionMap& map) = 0;
 
   // Null if there is no such table, or it is of the other kind. Owned by this.
   virtual DenseTable* dense(uint32_t table) = 0;

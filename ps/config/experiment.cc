@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <map>
@@ -86,6 +87,13 @@ void ResolveSchedule(pb::Optimizer* optimizer) {
   if (schedule->kind_case() == pb::Schedule::KIND_NOT_SET) schedule->mutable_constant();
 }
 
+// Nodes that gave up on the scheduler before it gives up on them would end a job in good health.
+void ResolveSchedulerTimeout(pb::Cluster* cluster) {
+  if (cluster->has_scheduler_timeout_ms()) return;
+  cluster->set_scheduler_timeout_ms(
+      std::max(cluster->scheduler_timeout_ms(), cluster->node_timeout_ms()));
+}
+
 void NameLayers(pb::Model* model) {
   const std::vector<std::string> names = LayerNames(*model);
   for (int i = 0; i < model->layer_size(); ++i) model->mutable_layer(i)->set_name(names[i]);
@@ -132,6 +140,8 @@ void ResolveExperiment(pb::Experiment* experiment) {
   experiment->mutable_cluster();
   experiment->mutable_training();
   experiment->mutable_consistency();
+  experiment->mutable_checkpoints();
+  ResolveSchedulerTimeout(experiment->mutable_cluster());
   if (experiment->has_optimizer()) ResolveSchedule(experiment->mutable_optimizer());
   if (experiment->has_model()) {
     for (pb::Layer& layer : *experiment->mutable_model()->mutable_layer()) {

@@ -30,9 +30,10 @@ absl::StatusOr<pb::Experiment> LoadExperiment(const std::string& path,
 absl::StatusOr<pb::Experiment> LoadExperimentText(const std::string& text, const std::string& name,
                                                   const std::vector<std::string>& overrides = {});
 
-// Sets every field that has a default to it, creates cluster, training, consistency and a constant
-// schedule where they are absent, and names nameless layers by kind and count ("conv1", "fc2").
-// Changes no value that is set; doing it twice changes nothing.
+// Sets every field that has a default to it, creates cluster, training, consistency, checkpoints
+// and a constant schedule where they are absent, raises a scheduler_timeout_ms that is not set to
+// node_timeout_ms, and names nameless layers by kind and count ("conv1", "fc2"). Changes no value
+// that is set; doing it twice changes nothing.
 void ResolveExperiment(pb::Experiment* experiment);
 
 // All impossible values, one line each, "field 'x': ...; allowed: ...". For experiments that come

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "absl/strings/ascii.h"
@@ -26,6 +27,7 @@ class Validator {
     Name(experiment);
     Ranges("", experiment);
     Cluster(experiment.cluster());
+    Failures(experiment);
     Data(experiment);
     Model(experiment);
     FindEmbeddingProblems(experiment, &problems_);
@@ -115,6 +117,38 @@ class Validator {
           absl::StrCat(cluster.node_timeout_ms(), " is less than 3 heartbeats of ",
                        cluster.heartbeat_ms(), " ms"),
           absl::StrCat(">= ", 3 * uint64_t{cluster.heartbeat_ms()}));
+    }
+  }
+
+  // What is to happen when something dies.
+  void Failures(const pb::Experiment& experiment) {
+    const pb::Cluster& cluster = experiment.cluster();
+    if (cluster.replicas() > 0 && cluster.replicas() >= cluster.servers()) {
+      Add("cluster.replicas",
+          absl::StrCat(cluster.replicas(), " of ", cluster.servers(),
+                       " servers: each copy of a partition needs a server of its own"),
+          cluster.servers() > 1 ? absl::StrCat("0..", std::min(3u, cluster.servers() - 1),
+                                               ", less than cluster.servers")
+                                : "0, or more cluster.servers");
+    }
+    if (cluster.replicas() > 0 && experiment.optimizer().clip_norm() > 0 &&
+        experiment.consistency().mode() != pb::Consistency::BSP) {
+      Add("cluster.replicas",
+          absl::StrCat(cluster.replicas(), " with optimizer.clip_norm and mode ",
+                       pb::Consistency::Mode_Name(experiment.consistency().mode())),
+          "0, or optimizer.clip_norm 0, or mode BSP");
+    }
+    if (cluster.scheduler_timeout_ms() < cluster.node_timeout_ms()) {
+      Add("cluster.scheduler_timeout_ms",
+          absl::StrCat(cluster.scheduler_timeout_ms(), " is less than node_timeout_ms ",
+                       cluster.node_timeout_ms()),
+          absl::StrCat(">= ", cluster.node_timeout_ms(), ", cluster.node_timeout_ms"));
+    }
+    const float slow = cluster.slow_worker_factor();
+    if (slow > 0 && slow <= 1) {
+      Add("cluster.slow_worker_factor",
+          absl::StrCat(slow, " would take work from workers as fast as the others"),
+          "0 for off, or > 1");
     }
   }
 

@@ -56,6 +56,11 @@ TEST(LoadExperiment, ResolvesEveryDefault) {
   EXPECT_TRUE(loaded->optimizer().schedule().has_constant());
   EXPECT_TRUE(loaded->optimizer().schedule().has_warmup_steps());
   EXPECT_EQ(loaded->data().synthetic().classes(), 4);
+  EXPECT_TRUE(loaded->cluster().has_replicas());
+  EXPECT_EQ(loaded->cluster().worker_loss(), pb::Cluster::REPLACE);
+  EXPECT_TRUE(loaded->checkpoints().has_every_steps());
+  EXPECT_EQ(loaded->checkpoints().keep(), 3);
+  EXPECT_FALSE(loaded->checkpoints().has_directory());
   // A oneof is not filled with what was not chosen.
   EXPECT_FALSE(loaded->data().has_idx());
   EXPECT_EQ(loaded->model().layer(0).name(), "fc1");
@@ -99,11 +104,13 @@ TEST(ParseErrors, UnknownFieldsAreAllFoundWithSuggestions) {
   EXPECT_THAT(ErrorsWith("clutser { servers: 2 } cluster { workerz: 3 }"),
               ElementsAre("f:6:1: field 'clutser': unknown field of Experiment, did you mean "
                           "'cluster'?; allowed: name, seed, cluster, data, model, training, "
-                          "optimizer, consistency, compression",
+                          "optimizer, consistency, compression, checkpoints",
                           "f:6:34: field 'cluster.workerz': unknown field of Cluster, did you mean "
                           "'workers'?; allowed: servers, workers, shards_per_server, transport, "
                           "partition_kib, max_request_kib, heartbeat_ms, node_timeout_ms, "
-                          "start_timeout_ms, progress_timeout_ms, compute_threads, push_pull"));
+                          "start_timeout_ms, progress_timeout_ms, compute_threads, push_pull, "
+                          "replicas, replica_check_steps, worker_loss, max_restarts, "
+                          "scheduler_timeout_ms, slow_worker_factor, insecure"));
   EXPECT_THAT(ErrorsReplacing("out: 4", "outputs: 4"),
               ElementsAre("f:3:26: field 'model.layer[0].linear.outputs': unknown field of Linear; "
                           "allowed: out"));
@@ -194,6 +201,27 @@ INSTANTIATE_TEST_SUITE_P(
                  "1500"},
         BadValue{"cluster.compute_threads=0",
                  "cluster.compute_threads': 0 is out of range; allowed: 1..256"},
+        BadValue{"cluster.replicas=4", "cluster.replicas': 4 is out of range; allowed: 0..3"},
+        BadValue{"cluster.max_restarts=2000000",
+                 "cluster.max_restarts': 2000000 is out of range; allowed: 0..1000000"},
+        BadValue{"cluster.scheduler_timeout_ms=4000",
+                 "cluster.scheduler_timeout_ms': 4000 is less than node_timeout_ms 5000; allowed: "
+                 ">= 5000, cluster.node_timeout_ms"},
+        BadValue{"cluster.slow_worker_factor=0.5",
+                 "cluster.slow_worker_factor': 0.5 would take work from workers as fast as the "
+                 "others; allowed: 0 for off, or > 1"},
+        BadValue{"cluster.slow_worker_factor=1",
+                 "cluster.slow_worker_factor': 1 would take work from workers as fast as the "
+                 "others; allowed: 0 for off, or > 1"},
+        BadValue{"cluster.slow_worker_factor=-1",
+                 "cluster.slow_worker_factor': -1 is out of range; allowed: >= 0, finite"},
+        BadValue{"cluster.worker_loss=RETRY",
+                 "cluster.worker_loss': value RETRY does not fit; allowed: REPLACE, SKIP, FAIL"},
+        BadValue{"checkpoints.keep=0", "checkpoints.keep': 0 is out of range; allowed: 1..1000000"},
+        BadValue{"checkpoints.full_every=0",
+                 "checkpoints.full_every': 0 is out of range; allowed: 1..1000000"},
+        BadValue{"checkpoints.every_minutes=1000000",
+                 "checkpoints.every_minutes': 1000000 is out of range; allowed: 0..525600"},
         BadValue{"name=Upper",
                  "name': 'Upper' cannot name a directory and a job; allowed: 1 to 64 "
                  "of the characters a-z 0-9 _ -"},
@@ -231,6 +259,48 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"consistency.backup_workers=2",
                  "consistency.backup_workers': 2 of 2 workers leaves none to wait for; allowed: "
                  "0..1, less than cluster.workers"}));
+
+TEST(Validate, ReplicasNeedServersOfTheirOwn) {
+  EXPECT_THAT(
+      Errors(kGood, {"cluster.replicas=2"}),
+      ElementsAre("--set cluster.replicas=2: field 'cluster.replicas': 2 of 2 servers: each "
+                  "copy of a partition needs a server of its own; allowed: 0..1, less than "
+                  "cluster.servers"));
+  EXPECT_THAT(
+      Errors(kGood, {"cluster.replicas=1", "cluster.servers=1"}),
+      ElementsAre("--set cluster.replicas=1: field 'cluster.replicas': 1 of 1 servers: each "
+                  "copy of a partition needs a server of its own; allowed: 0, or more "
+                  "cluster.servers"));
+  EXPECT_THAT(Errors(kGood, {"cluster.replicas=1"}), ElementsAre());
+  EXPECT_THAT(Errors(kGood, {"cluster.replicas=3", "cluster.servers=4"}), ElementsAre());
+  // Nothing to replicate, nothing to complain of.
+  EXPECT_THAT(Errors(kGood, {"cluster.replicas=0", "cluster.servers=1"}), ElementsAre());
+}
+
+TEST(Validate, ReplicasClipByTheNormUnderBspOnly) {
+  const std::string replicas = "cluster.replicas=1", clip = "optimizer.clip_norm=1";
+  for (const char* mode : {"SSP", "ASP"}) {
+    EXPECT_THAT(
+        Errors(kGood, {replicas, clip, absl::StrCat("consistency.mode=", mode)}),
+        ElementsAre(absl::StrCat("--set cluster.replicas=1: field 'cluster.replicas': 1 with "
+                                 "optimizer.clip_norm and mode ",
+                                 mode, "; allowed: 0, or optimizer.clip_norm 0, or mode BSP")));
+  }
+  EXPECT_THAT(Errors(kGood, {replicas, clip}), ElementsAre());
+  EXPECT_THAT(Errors(kGood, {replicas, "consistency.mode=ASP"}), ElementsAre());
+  EXPECT_THAT(Errors(kGood, {clip, "consistency.mode=ASP"}), ElementsAre());
+}
+
+TEST(LoadExperiment, NodesNeverGiveUpTheSchedulerBeforeItGivesThemUp) {
+  const auto timeout = [](std::vector<std::string> sets) {
+    absl::StatusOr<pb::Experiment> loaded = LoadExperimentText(kGood, "f", sets);
+    EXPECT_TRUE(loaded.ok()) << loaded.status();
+    return loaded.ok() ? loaded->cluster().scheduler_timeout_ms() : 0;
+  };
+  EXPECT_EQ(timeout({}), 60000);
+  EXPECT_EQ(timeout({"cluster.node_timeout_ms=600000"}), 600000);
+  EXPECT_EQ(timeout({"cluster.scheduler_timeout_ms=5000"}), 5000);
+}
 
 TEST(Validate, PointsAtTheLine) {
   EXPECT_THAT(ErrorsWith("cluster {\n  servers: 0\n  workers: 5000\n}"),

@@ -37,7 +37,7 @@ class FileSystem {
   // The real one. Lives as long as the process.
   static FileSystem* Posix();
 
-  // A new, empty file; replaces one that is there.
+  // A new, empty file; replaces one that is there, whose other names keep its bytes.
   virtual absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string& path) = 0;
   virtual absl::StatusOr<uint64_t> Size(const std::string& path) = 0;
   // Exactly `size` bytes from `offset`; kDataLoss if the file is shorter.
@@ -46,10 +46,10 @@ class FileSystem {
   // Names in a directory, sorted, without . and ..
   virtual absl::StatusOr<std::vector<std::string>> List(const std::string& directory) = 0;
   virtual bool Exists(const std::string& path) = 0;
-  // With its parents; OK if it is there.
+  // With its parents; OK if it is there. What it makes survives a crash.
   virtual absl::Status MakeDirectory(const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
-  // A second name for a file's bytes.
+  // A second name for a file's bytes. kAlreadyExists: something has the name.
   virtual absl::Status Link(const std::string& from, const std::string& to) = 0;
   // A file, or a directory with all that is in it; OK if it is not there.
   virtual absl::Status Remove(const std::string& path) = 0;

@@ -27,6 +27,9 @@ struct TableState {
   void Add(absl::string_view name, absl::string_view dtype, std::vector<uint64_t> shape,
            Buffer array);
   uint64_t total_bytes() const;
+  // kInvalidArgument, unless every array has the bytes that its dtype and shape make and a name of
+  // its own: for a state that came from a file or a peer.
+  absl::Status Check() const;
 };
 
 // Bytes of one element of a safetensors dtype; 0 for one that is not known here.

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 
 namespace parley {
 
@@ -34,6 +35,15 @@ class CandidateKeys {
   }
 
   uint64_t size() const { return counts_.size(); }
+  // Counts have this as their upper bound, exclusive.
+  uint32_t wanted() const { return wanted_; }
+  // Calls visit(hash, count) for every key, in no particular order.
+  void ForEach(absl::FunctionRef<void(uint64_t hash, uint32_t count)> visit) const {
+    for (const auto& [hash, count] : counts_) visit(hash, count);
+  }
+  void Clear() { counts_.clear(); }
+  // REQUIRES: 0 < count < wanted().
+  void Set(uint64_t hash, uint32_t count) { counts_[hash] = count; }
   uint64_t memory_bytes() const { return counts_.capacity() * (sizeof(Counts::value_type) + 1); }
 
  private:

@@ -2,17 +2,21 @@
 //
 // Weights live in a reference-counted Buffer: a pull answer refers to them without a copy, and an
 // update that finds them still referred to (being sent) writes the new weights beside them instead,
-// in the same single pass. So a reader always sees the weights of exactly one version. Owned by one
-// loop; not thread-safe (the Buffers are).
+// in the same single pass. So a reader always sees the weights of exactly one version. Slots that a
+// saved state refers to are copied before the next update. Owned by one loop; not thread-safe (the
+// Buffers are).
 #ifndef PARLEY_PS_TABLE_DENSE_PARTITION_H_
 #define PARLEY_PS_TABLE_DENSE_PARTITION_H_
 
 #include <memory>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "proto/cluster.pb.h"
 #include "ps/base/buffer.h"
 #include "ps/base/dense_layout.h"
+#include "ps/base/table_state.h"
 #include "ps/table/optimizer.h"
 
 namespace parley {
@@ -33,6 +37,13 @@ class DensePartition {
 
   // One update from summed gradients, each float32 [size]. info.update is filled in here.
   void Apply(absl::Span<const float* const> gradients, StepInfo info);
+
+  // As TablePartition's: arrays "weights" and "slot0", "slot1" ... as the optimizer has them, each
+  // F32 [size]. All are references to what is live; Apply writes beside what is referred to.
+  TableState Save() const;
+  // `owner`: what an error calls this partition. After an error everything is as it was.
+  absl::Status Load(const TableState& state, absl::string_view owner);
+  uint64_t Digest() const;
 
  private:
   const Range range_;

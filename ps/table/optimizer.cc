@@ -95,6 +95,13 @@ double Optimizer::SumOfSquares(uint64_t n, absl::Span<const float* const> gradie
   return Kernels().sum_of_squares(n, sum);
 }
 
+void Optimizer::Sum(uint64_t n, absl::Span<const float* const> gradients, float* out) {
+  GradientSum sum;
+  sum.gradients = gradients.data();
+  sum.count = gradients.size();
+  Kernels().sum(n, sum, out);
+}
+
 double Optimizer::NormScale(double sum_of_squares) const {
   if (clip_norm_ == 0) return 1;
   const double scale = clip_norm_ / (std::sqrt(sum_of_squares) + 1e-6);

@@ -55,6 +55,10 @@ class Optimizer {
   // fixed order.
   static double SumOfSquares(uint64_t n, absl::Span<const float* const> gradients,
                              double inverse_weight);
+  // out /* [n] */ = the sum of the gradients, with the additions of Apply and SumOfSquares in their
+  // order: given this alone both do what they do given all. No gradients: zeros. `out` is none of
+  // the gradients.
+  static void Sum(uint64_t n, absl::Span<const float* const> gradients, float* out);
   // min(1, clip_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_.
   double NormScale(double sum_of_squares) const;
 

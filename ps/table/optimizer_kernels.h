@@ -69,6 +69,8 @@ struct OptimizerKernels {
   // Of the summed gradients times sum.inverse_weight; element i goes to lane i % 16, the 16 float64
   // lanes are added in order.
   double (*sum_of_squares)(uint64_t n, const GradientSum& sum);
+  // out /* [n], none of the gradients */ = their sum alone, in the order in which `update` adds.
+  void (*sum)(uint64_t n, const GradientSum& sum, float* out);
 };
 
 namespace kernels_avx2 {

@@ -50,32 +50,33 @@ void SumTile(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n,
   }
 }
 
-template <bool kFirst>
+template <bool kFirst, bool kScaled>
 void SumLast(const GradientSum& sum, uint64_t from, uint64_t offset, uint64_t n, float* g) {
   switch (sum.count - from) {
     case 1:
-      return SumTile<1, kFirst, true>(sum, from, offset, n, g);
+      return SumTile<1, kFirst, kScaled>(sum, from, offset, n, g);
     case 2:
-      return SumTile<2, kFirst, true>(sum, from, offset, n, g);
+      return SumTile<2, kFirst, kScaled>(sum, from, offset, n, g);
     case 3:
-      return SumTile<3, kFirst, true>(sum, from, offset, n, g);
+      return SumTile<3, kFirst, kScaled>(sum, from, offset, n, g);
     default:
-      return SumTile<4, kFirst, true>(sum, from, offset, n, g);
+      return SumTile<4, kFirst, kScaled>(sum, from, offset, n, g);
   }
 }
 
 // Four gradients at a time: that is as many streams as the hardware prefetches well, and g itself
-// stays in cache.
+// stays in cache. Unless kScaled, g is the sum alone.
+template <bool kScaled>
 void SumGradients(const GradientSum& sum, uint64_t offset, uint64_t n, float* g) {
   if (sum.count == 0) {
     for (uint64_t i = 0; i < n; ++i) g[i] = 0;
     return;
   }
-  if (sum.count <= 4) return SumLast<true>(sum, 0, offset, n, g);
+  if (sum.count <= 4) return SumLast<true, kScaled>(sum, 0, offset, n, g);
   SumTile<4, true, false>(sum, 0, offset, n, g);
   uint64_t from = 4;
   for (; sum.count - from > 4; from += 4) SumTile<4, false, false>(sum, from, offset, n, g);
-  SumLast<false>(sum, from, offset, n, g);
+  SumLast<false, kScaled>(sum, from, offset, n, g);
 }
 
 void DecayTile(float weight_decay, const float* w, float* g, uint64_t n) {
@@ -279,12 +280,19 @@ void Update(const UpdatePass& pass) {
   alignas(64) float g[kTile];
   for (uint64_t begin = 0; begin < pass.n; begin += kTile) {
     const uint64_t n = pass.n - begin < kTile ? pass.n - begin : kTile;
-    SumGradients(pass.sum, begin, n, g);
+    SumGradients<true>(pass.sum, begin, n, g);
     if (pass.weight_decay != 0) DecayTile(pass.weight_decay, pass.weights_in + begin, g, n);
     float* slots[3];
     for (int s = 0; s < 3; ++s) slots[s] = pass.slots[s] ? pass.slots[s] + begin : nullptr;
     UpdateTile(pass.rule, pass.scalars, pass.weights_in + begin, pass.weights_out + begin, slots, g,
                n);
+  }
+}
+
+void Sum(uint64_t n, const GradientSum& sum, float* out) {
+  for (uint64_t begin = 0; begin < n; begin += kTile) {
+    const uint64_t size = n - begin < kTile ? n - begin : kTile;
+    SumGradients<false>(sum, begin, size, out + begin);
   }
 }
 
@@ -294,7 +302,7 @@ double SumOfSquares(uint64_t n, const GradientSum& sum) {
   alignas(64) double lanes[kLanes] = {};
   for (uint64_t begin = 0; begin < n; begin += kTile) {
     const uint64_t size = n - begin < kTile ? n - begin : kTile;
-    SumGradients(sum, begin, size, g);
+    SumGradients<true>(sum, begin, size, g);
     // Zeros up to a whole row of lanes add nothing: x + 0.0 is x for every x >= 0.
     const uint64_t padded = (size + kLanes - 1) / kLanes * kLanes;
     for (uint64_t i = size; i < padded; ++i) g[i] = 0;
@@ -315,7 +323,7 @@ double SumOfSquares(uint64_t n, const GradientSum& sum) {
 
 }  // namespace
 
-const OptimizerKernels kKernels = {PARLEY_KERNEL_ISA, &Update, &SumOfSquares};
+const OptimizerKernels kKernels = {PARLEY_KERNEL_ISA, &Update, &SumOfSquares, &Sum};
 
 }  // namespace PARLEY_KERNEL_NAMESPACE
 }  // namespace parley

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace parley {
 namespace {
@@ -254,7 +255,8 @@ void RowTable::Split(Bucket* bucket) {
 
 bool RowTable::MayDouble() const {
   const uint64_t size = directory_size() * 2;
-  return size <= std::max(kMinDirectory, kMaxSparseness * buckets_) && directory_bits_ < 32 &&
+  const uint64_t buckets = buckets_ + expected_buckets_;
+  return size <= std::max(kMinDirectory, kMaxSparseness * buckets) && directory_bits_ < 32 &&
          partition_bits_ + directory_bits_ < 48;
 }
 
@@ -283,6 +285,36 @@ void RowTable::ForEach(uint64_t first, uint64_t last,
   for (const auto& [hash, row] : overflow_) {
     if (hash >= first && hash <= last) visit(hash, row.get());
   }
+}
+
+void RowTable::ForEachInOrder(
+    absl::FunctionRef<void(uint64_t hash, const uint8_t* row)> visit) const {
+  using Row = std::pair<uint64_t, const uint8_t*>;
+  std::vector<Row> overflow;
+  for (const auto& [hash, row] : overflow_) overflow.emplace_back(hash, row.get());
+  std::sort(overflow.begin(), overflow.end());
+  auto next = overflow.begin();
+  std::array<Row, kMaxBucketRows> rows;
+  // Buckets are in order in the directory, rows in a bucket are not.
+  for (uint64_t entry = 0; entry < directory_size();) {
+    const Bucket& bucket = *directory()[entry];
+    if (bucket.capacity == 0) {
+      ++entry;
+      continue;
+    }
+    for (uint32_t i = 0; i < bucket.count; ++i) {
+      rows[i] = {HashOf(bucket, i), RowOf(bucket, i)};
+    }
+    std::sort(rows.begin(), rows.begin() + bucket.count);
+    for (uint32_t i = 0; i < bucket.count; ++i) {
+      for (; next != overflow.end() && next->first < rows[i].first; ++next) {
+        visit(next->first, next->second);
+      }
+      visit(rows[i].first, rows[i].second);
+    }
+    entry = FirstEntry(bucket) + Entries(bucket);
+  }
+  for (; next != overflow.end(); ++next) visit(next->first, next->second);
 }
 
 uint64_t RowTable::EraseInBucket(uint64_t entry,

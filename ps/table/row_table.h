@@ -53,6 +53,13 @@ class RowTable {
   // A row of uninitialised bytes. Rows found before may have moved. REQUIRES: there is none.
   uint8_t* Insert(uint64_t hash);
 
+  // So many rows are about to be inserted beside those that are here, in whatever order: the
+  // directory may grow as if they were here, or rows that come ascending by hash would find a
+  // directory too small for where they crowd. 0: they have come.
+  void Expect(uint64_t rows) { expected_buckets_ = rows / max_capacity_; }
+
+  // Calls visit(hash, row) for every row, ascending by hash.
+  void ForEachInOrder(absl::FunctionRef<void(uint64_t hash, const uint8_t* row)> visit) const;
   // Calls visit(hash, row) for every row with first <= hash <= last, in no particular order.
   void ForEach(uint64_t first, uint64_t last,
                absl::FunctionRef<void(uint64_t hash, const uint8_t* row)> visit) const;
@@ -99,6 +106,7 @@ class RowTable {
   std::array<uint8_t, 64> rest_bytes_;  // by depth: of a hash, what tag and directory do not know
   int directory_bits_ = 1;
   uint64_t buckets_ = 0;
+  uint64_t expected_buckets_ = 0;  // at least so many more
   uint64_t rows_ = 0;
   MappedMemory directory_;
   BlockMemory memory_;

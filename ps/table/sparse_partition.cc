@@ -64,7 +64,8 @@ SparsePartition::SparsePartition(const pb::TableSpec& table, uint32_t index, Spa
       pool_(pool),
       optimizer_(std::move(optimizer)),
       format_(optimizer_.format()),
-      rows_(layout.partition_bits(), index, format_.bytes) {
+      rows_(layout.partition_bits(), index, format_.bytes),
+      touched_(layout.partition_bits()) {
   if (eviction_.min_frequency() > 1) {
     candidates_.emplace(eviction_.min_frequency(),
                         std::max(kMinCandidates, kMaxCandidates / layout.partitions()));
@@ -133,6 +134,7 @@ void SparsePartition::UpdateBatch(Step& step, const uint64_t* hashes, uint32_t n
     CreateMissing(step.tick, hashes, n, row.data());
   }
   if (format_.tick_at != RowFormat::kNone) Touch(step.tick, n, row.data());
+  if (touched_.knows()) touched_.Touch(hashes, n);
 
   std::array<RuleScalars, RowTable::kBatch> scalars;
   RowUpdatePass& pass = step.pass;
@@ -230,9 +232,11 @@ void SparsePartition::DropOld() {
   const uint64_t last = bits == 0 ? kAllHashes : first + (kAllHashes >> bits);
   const uint32_t now = static_cast<uint32_t>(now_);
   const uint64_t max_age = eviction_.max_age();
-  evicted_ += rows_.EraseIf(first, last, [&](uint64_t, const uint8_t* row) {
+  evicted_ += rows_.EraseIf(first, last, [&](uint64_t hash, const uint8_t* row) {
     const uint32_t tick = TickOf(row);
-    return !IsLater(tick, now) && now - tick >= max_age;
+    if (IsLater(tick, now) || now - tick < max_age) return false;
+    NoteDropped(hash);
+    return true;
   });
 }
 
@@ -262,13 +266,15 @@ void SparsePartition::DropSurplus() {
   const uint64_t last = hashes[surplus - 1];
   evicted_ += rows_.EraseIf(0, kAllHashes, [&](uint64_t hash, const uint8_t* row) {
     const uint32_t age = age_of(row);
-    return age > cut || (age == cut && hash <= last);
+    if (age < cut || (age == cut && hash > last)) return false;
+    NoteDropped(hash);
+    return true;
   });
 }
 
 uint64_t SparsePartition::memory_bytes() const {
   return sizeof(*this) + rows_.memory_bytes() + merger_.memory_bytes() + optimizer_.memory_bytes() +
-         (candidates_.has_value() ? candidates_->memory_bytes() : 0);
+         touched_.memory_bytes() + (candidates_.has_value() ? candidates_->memory_bytes() : 0);
 }
 
 void SparsePartition::AddCounts(pb::ServerCounts::Rows* rows) const {

@@ -16,8 +16,11 @@
 #include "ps/table/row_optimizer.h"
 #include "ps/table/row_table.h"
 #include "ps/table/table_partition.h"
+#include "ps/table/touched_rows.h"
 
 namespace parley {
+
+class StateArrays;
 
 class SparsePartition final : public TablePartition {
  public:
@@ -45,6 +48,32 @@ class SparsePartition final : public TablePartition {
   void EndStep(uint64_t tick) override;
   uint64_t version() const override { return version_; }
   uint64_t memory_bytes() const override;
+
+  // Of a single gradient a copy, keys that repeat included; else each key once, in order of first
+  // occurrence.
+  SummedGradient Sum(absl::Span<const GradientView> gradients) override;
+  // Arrays, rows ascending by the hash of their key, so that equal partitions make equal bytes:
+  //   keys              U64 [rows]
+  //   rows              F32, F16 or BF16 [rows, dim]: the weights as they are stored
+  //   slot0, slot1 ...  F32 [rows, dim], as the optimizer has them
+  //   accumulators      F32 [rows]: row_adagrad's
+  //   updates           U32 [rows]: updates of the row, where the optimizer counts them
+  //   ticks             U32 [rows]: the last tick it was pushed to; with max_age or max_rows
+  //   counters          U64 [2]: rows evicted; the largest tick that has ended
+  //   candidates        U64 [n]: keys that have no row yet; with min_frequency
+  //   candidate_counts  U32 [n]: how often they were pushed to
+  //   removed           U64 [n]: of changes alone: keys that are gone
+  TableState Save() override;
+  // Changes have all of the arrays, those of rows for the rows touched and, since that is cheaper
+  // to know (see TouchedRows), a few others. Everything, and not marked as changes, if MarkSaved
+  // was not called since the last Load, or if more is gone than there were rows.
+  TableState SaveChanges() override;
+  void MarkSaved() override;
+  // Rows, candidates and removed keys may come in any order. After an error everything is as it
+  // was. Throws std::bad_alloc; then nobody may use the partition any more.
+  absl::Status Load(const TableState& state) override;
+  uint64_t Digest() const override;
+
   // Reads every row: for the end of a run, not for every heartbeat.
   void AddCounts(pb::ServerCounts::Rows* rows) const override;
 
@@ -69,6 +98,17 @@ class SparsePartition final : public TablePartition {
   void DropOld();
   void DropSurplus();
   uint32_t TickOf(const uint8_t* row) const;
+  // For SaveChanges.
+  void NoteDropped(uint64_t hash) {
+    if (touched_.knows()) touched_.Remove(hash);
+  }
+
+  struct LoadedState;
+  // What is saved beside the rows.
+  void SaveTable(TableState* state);
+  absl::Status CheckState(const TableState& state, LoadedState* loaded) const;
+  // That keys are distinct and counts possible.
+  absl::Status CheckLists(const StateArrays& arrays, LoadedState* loaded) const;
 
   const std::string table_;  // its name
   const uint32_t index_;
@@ -80,6 +120,7 @@ class SparsePartition final : public TablePartition {
   RowTable rows_;
   std::optional<CandidateKeys> candidates_;
   KeyMerger merger_;
+  TouchedRows touched_;  // since MarkSaved
   uint64_t version_ = 0;
   uint64_t evicted_ = 0;
   uint64_t now_ = 0;  // the largest tick that has ended

@@ -17,6 +17,8 @@ class DenseTablePartition final : public TablePartition {
   DenseTablePartition(const pb::TableSpec& table, const DenseLayout& layout, uint32_t index,
                       std::unique_ptr<Optimizer> optimizer, BufferPool* pool)
       : table_(table.name()),
+        index_(index),
+        pool_(pool),
         optimizer_(std::move(optimizer)),
         dense_(table, layout, index, optimizer_.get(), pool) {}
 
@@ -42,6 +44,21 @@ class DenseTablePartition final : public TablePartition {
   uint64_t memory_bytes() const override {
     return dense_.size() * sizeof(float) * (1 + static_cast<uint64_t>(optimizer_->slots()));
   }
+
+  SummedGradient Sum(absl::Span<const GradientView> gradients) override {
+    SummedGradient sum;
+    sum.values = pool_->Allocate(dense_.size() * sizeof(float));
+    Optimizer::Sum(dense_.size(), Values(gradients), sum.values.mutable_floats());
+    return sum;
+  }
+  TableState Save() override { return dense_.Save(); }
+  TableState SaveChanges() override { return dense_.Save(); }
+  void MarkSaved() override {}
+  absl::Status Load(const TableState& state) override {
+    return dense_.Load(state, absl::StrFormat("table '%s', partition %d", table_, index_));
+  }
+  uint64_t Digest() const override { return dense_.Digest(); }
+
   void AddCounts(pb::ServerCounts::Rows*) const override {}
 
  private:
@@ -52,6 +69,8 @@ class DenseTablePartition final : public TablePartition {
   }
 
   const std::string table_;
+  const uint32_t index_;
+  BufferPool* const pool_;
   const std::unique_ptr<Optimizer> optimizer_;
   DensePartition dense_;
   std::vector<const float*> values_;  // scratch

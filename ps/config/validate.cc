@@ -2,7 +2,6 @@
 
 #include <google/protobuf/text_format.h>
 
-#include <algorithm>
 #include <set>
 
 #include "absl/strings/ascii.h"
@@ -18,6 +17,7 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 
 constexpr size_t kMaxNameLength = 64;
+constexpr uint32_t kMaxReplicas = 3;  // as field_rules.cc has it
 // Elements of one synthetic data set: 4 GiB as float32.
 constexpr double kMaxSyntheticElements = 1 << 30;
 
@@ -123,13 +123,14 @@ class Validator {
   // What is to happen when something dies.
   void Failures(const pb::Experiment& experiment) {
     const pb::Cluster& cluster = experiment.cluster();
-    if (cluster.replicas() > 0 && cluster.replicas() >= cluster.servers()) {
+    if (cluster.replicas() > 0 && cluster.replicas() <= kMaxReplicas &&
+        cluster.replicas() >= cluster.servers()) {
       Add("cluster.replicas",
           absl::StrCat(cluster.replicas(), " of ", cluster.servers(),
                        " servers: each copy of a partition needs a server of its own"),
-          cluster.servers() > 1 ? absl::StrCat("0..", std::min(3u, cluster.servers() - 1),
-                                               ", less than cluster.servers")
-                                : "0, or more cluster.servers");
+          cluster.servers() > 1
+              ? absl::StrCat("0..", cluster.servers() - 1, ", less than cluster.servers")
+              : "0, or more cluster.servers");
     }
     if (cluster.replicas() > 0 && experiment.optimizer().clip_norm() > 0 &&
         experiment.consistency().mode() != pb::Consistency::BSP) {

@@ -27,7 +27,7 @@ absl::Duration Monotonic() {
 sigset_t WatchedSignals() {
   sigset_t set;
   sigemptyset(&set);
-  for (int signal : {SIGCHLD, SIGINT, SIGTERM}) sigaddset(&set, signal);
+  for (int signal : {SIGCHLD, SIGINT, SIGTERM, SIGUSR1}) sigaddset(&set, signal);
   // Unless it is ignored, as under nohup: a blocked signal would be queued all the same.
   struct sigaction hangup;
   if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
@@ -35,6 +35,9 @@ sigset_t WatchedSignals() {
   }
   return set;
 }
+
+// A program that has just been started may not know SIGUSR1 yet, and would die of it.
+constexpr absl::Duration kKnowsSignals = absl::Milliseconds(500);
 
 bool Failed(int wait_status) { return !(WIFEXITED(wait_status) && WEXITSTATUS(wait_status) == 0); }
 
@@ -52,7 +55,7 @@ absl::StatusOr<std::unique_ptr<Supervisor>> Supervisor::Create(Options options) 
   sigprocmask(SIG_BLOCK, &set, nullptr);
   const int fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
   if (fd < 0) return absl::ErrnoToStatus(errno, "signalfd");
-  return std::unique_ptr<Supervisor>(new Supervisor(options, fd));
+  return std::unique_ptr<Supervisor>(new Supervisor(std::move(options), fd));
 }
 
 Supervisor::~Supervisor() {
@@ -66,12 +69,19 @@ Supervisor::~Supervisor() {
 }
 
 absl::Status Supervisor::Start(ChildSpec spec) {
-  absl::StatusOr<pid_t> pid = StartChild(spec);
-  if (!pid.ok()) return pid.status();
   Child child;
   child.spec = std::move(spec);
-  child.pid = *pid;
-  children_.push_back(std::move(child));
+  absl::Status status = Launch(&child);
+  if (status.ok()) children_.push_back(std::move(child));
+  return status;
+}
+
+absl::Status Supervisor::Launch(Child* child) {
+  absl::StatusOr<pid_t> pid = StartChild(child->spec);
+  if (!pid.ok()) return pid.status();
+  child->pid = *pid;
+  child->ended.reset();
+  child->started = Monotonic();
   return absl::OkStatus();
 }
 
@@ -85,10 +95,20 @@ void Supervisor::WaitUntil(absl::Duration deadline, int extra_fd) {
   Reap();
 }
 
+void Supervisor::WaitForAll(absl::Duration deadline, int signals) {
+  while (!AllEnded() && signals_ == signals && Monotonic() < deadline) WaitUntil(deadline);
+}
+
 void Supervisor::TakeSignals() {
   signalfd_siginfo info;
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
-    if (info.ssi_signo != SIGCHLD) ++signals_;
+    if (info.ssi_signo == SIGUSR1) {
+      const bool ready = running_ && !children_.front().ended &&
+                         Monotonic() - children_.front().started > kKnowsSignals;
+      if (ready) kill(children_.front().pid, SIGUSR1);
+    } else if (info.ssi_signo != SIGCHLD) {
+      ++signals_;
+    }
   }
 }
 
@@ -98,7 +118,77 @@ void Supervisor::Reap() {
     int status;
     if (child.ended || waitpid(child.pid, &status, WNOHANG) != child.pid) continue;
     child.ended = status;
-    if (Failed(status) && !child.stopped_by_us) failed_.push_back(i);
+    if (!Failed(status) || child.stopped_by_us || NotMissed(child)) continue;
+    if (MayRestart(child)) {
+      PlanRestart(&child);
+    } else {
+      failed_.push_back(i);
+    }
+  }
+}
+
+// Killed after the job was done: it would have been started again before, and nothing is left to
+// do.
+bool Supervisor::NotMissed(const Child& child) const {
+  return options_.max_restarts > 0 && WIFSIGNALED(*child.ended) && LeaderEnded() &&
+         !Failed(*children_.front().ended);
+}
+
+bool Supervisor::MayRestart(const Child& child) const {
+  if (!running_ || child.restarts >= options_.max_restarts) return false;
+  if (WIFSIGNALED(*child.ended)) return true;
+  return WEXITSTATUS(*child.ended) == 1 && &child != &children_.front();
+}
+
+void Supervisor::PlanRestart(Child* child) {
+  const absl::Duration now = Monotonic();
+  child->quick_deaths = now - child->started < options_.calm ? child->quick_deaths + 1 : 0;
+  absl::Duration wait = absl::ZeroDuration();
+  if (child->quick_deaths > 0) {
+    wait = options_.back_off * (1u << std::min(child->quick_deaths - 1, 16u));
+  }
+  if (!WIFSIGNALED(*child->ended)) wait = std::max(wait, options_.back_off_after_error);
+  child->restart_at = now + std::min(wait, options_.back_off_max);
+}
+
+void Supervisor::RestartDue() {
+  for (size_t i = 0; i < children_.size(); ++i) {
+    Child& child = children_[i];
+    if (!child.restart_at || *child.restart_at > Monotonic()) continue;
+    child.restart_at.reset();
+    Failure death = MakeFailure(child, i == 0);
+    const std::string end =
+        absl::StrCat(child.spec.name, " (pid ", child.pid, ") ", DescribeWaitStatus(*child.ended));
+    ++child.restarts;
+    if (absl::Status status = Launch(&child); !status.ok()) {
+      failed_.push_back(i);
+      continue;
+    }
+    death.mended = true;
+    child.mended = std::move(death);
+    if (options_.tell) {
+      options_.tell(absl::StrCat(end, "; started again as pid ", child.pid, ", restart ",
+                                 child.restarts, " of ", options_.max_restarts));
+    }
+  }
+}
+
+absl::Duration Supervisor::NextRestart() const {
+  absl::Duration next = Monotonic() + absl::Hours(1);
+  for (const Child& child : children_) {
+    if (child.restart_at) next = std::min(next, *child.restart_at);
+  }
+  return next;
+}
+
+// The job is over. Who is dead is not started again: if the leader ended well it was not missed.
+void Supervisor::GiveUpRestarts() {
+  const Child& leader = children_.front();
+  const bool ended_well = leader.ended && !leader.restart_at && !Failed(*leader.ended);
+  for (size_t i = 0; i < children_.size(); ++i) {
+    if (!children_[i].restart_at) continue;
+    children_[i].restart_at.reset();
+    if (!ended_well) failed_.push_back(i);
   }
 }
 
@@ -110,9 +200,22 @@ void Supervisor::SignalAll(int signal) {
   }
 }
 
+void Supervisor::StopRestarted() {
+  for (Child& child : children_) {
+    if (child.ended || child.restarts == 0) continue;
+    child.stopped_by_us = true;
+    kill(child.pid, SIGTERM);
+  }
+}
+
+bool Supervisor::LeaderEnded() const {
+  return !children_.empty() && children_.front().ended && !children_.front().restart_at;
+}
+
 bool Supervisor::AllEnded() const {
-  return std::all_of(children_.begin(), children_.end(),
-                     [](const Child& child) { return child.ended.has_value(); });
+  return std::all_of(children_.begin(), children_.end(), [](const Child& child) {
+    return child.ended.has_value() && !child.restart_at;
+  });
 }
 
 absl::StatusOr<std::string> Supervisor::WaitForFile(const std::string& path,
@@ -151,32 +254,49 @@ absl::StatusOr<std::string> Supervisor::WaitForFile(const std::string& path,
 }
 
 Supervisor::Outcome Supervisor::Run() {
-  // Running.
-  while (!AllEnded() && failed_.empty() && signals_ == 0 && !children_.front().ended) {
-    WaitUntil(Monotonic() + absl::Hours(1));
-  }
+  RunUntilSomethingEnds();
   if (signals_ > 0) {
     // The leader alone: it tells the others, and they end in order.
-    if (!children_.empty() && !children_.front().ended) kill(children_.front().pid, SIGTERM);
-    const absl::Duration deadline = Monotonic() + options_.interrupt_grace;
-    while (!AllEnded() && signals_ == 1 && Monotonic() < deadline) WaitUntil(deadline);
-  } else {
-    absl::Duration deadline = Monotonic() + options_.grace;
-    while (!AllEnded() && signals_ == 0 && Monotonic() < deadline) WaitUntil(deadline);
-    if (signals_ == 0 && failed_.empty()) {
-      for (size_t i = 0; i < children_.size(); ++i) {
-        if (children_[i].ended) continue;
-        children_[i].lingered = true;
-        failed_.push_back(i);
-      }
+    if (!children_.empty() && !children_.front().ended) {
+      kill(children_.front().pid, SIGTERM);
+    } else {
+      SignalAll(SIGTERM);
     }
-    SignalAll(SIGTERM);
-    deadline = Monotonic() + options_.kill_after;
-    while (!AllEnded() && signals_ == 0 && Monotonic() < deadline) WaitUntil(deadline);
+    WaitForAll(Monotonic() + options_.interrupt_grace, 1);
+  } else {
+    EndAll();
   }
   SignalAll(SIGKILL);
   while (!AllEnded()) WaitUntil(Monotonic() + absl::Hours(1));
   return MakeOutcome();
+}
+
+void Supervisor::RunUntilSomethingEnds() {
+  running_ = true;
+  while (!AllEnded() && failed_.empty() && signals_ == 0 && !LeaderEnded()) {
+    WaitUntil(NextRestart());
+    // Not after the leader's end: it tells the others first, and may be seen last.
+    if (signals_ == 0 && !LeaderEnded()) RestartDue();
+  }
+  running_ = false;
+  GiveUpRestarts();
+}
+
+void Supervisor::EndAll() {
+  const absl::Duration since = Monotonic();
+  // Who was started again lately may look for a scheduler that is gone.
+  if (options_.max_restarts > 0) WaitForAll(since + options_.restarted_grace, 0);
+  if (LeaderEnded()) StopRestarted();
+  WaitForAll(since + options_.grace, 0);
+  if (signals_ == 0 && failed_.empty()) {
+    for (size_t i = 0; i < children_.size(); ++i) {
+      if (children_[i].ended) continue;
+      children_[i].lingered = true;
+      failed_.push_back(i);
+    }
+  }
+  SignalAll(SIGTERM);
+  WaitForAll(Monotonic() + options_.kill_after, 0);
 }
 
 std::string Supervisor::DescribeEnd(const Child& child) const {
@@ -189,14 +309,20 @@ std::string Supervisor::DescribeEnd(const Child& child) const {
   return absl::StrCat(text, "; log: ", child.spec.log);
 }
 
+Supervisor::Failure Supervisor::MakeFailure(const Child& child, bool leader) const {
+  return {child.pid, leader, !child.lingered && WIFSIGNALED(*child.ended), DescribeEnd(child),
+          child.spec.log};
+}
+
 Supervisor::Outcome Supervisor::MakeOutcome() const {
   Outcome outcome;
   outcome.interrupted = signals_ > 0;
   outcome.ok = !outcome.interrupted && failed_.empty();
   for (size_t index : failed_) {
-    const Child& child = children_[index];
-    outcome.failures.push_back({child.pid, index == 0, !child.lingered && WIFSIGNALED(*child.ended),
-                                DescribeEnd(child), child.spec.log});
+    outcome.failures.push_back(MakeFailure(children_[index], index == 0));
+  }
+  for (const Child& child : children_) {
+    if (child.mended) outcome.failures.push_back(*child.mended);
   }
   return outcome;
 }
@@ -205,7 +331,7 @@ const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& fai
                                      const std::string& leaders_reason) {
   // Nobody is killed because of somebody else's failure.
   for (const Supervisor::Failure& failure : failures) {
-    if (failure.killed) return &failure;
+    if (failure.killed && !failure.mended) return &failure;
   }
   // Nodes call themselves "host:pid".
   for (const Supervisor::Failure& failure : failures) {
@@ -215,13 +341,16 @@ const Supervisor::Failure* FindCause(const std::vector<Supervisor::Failure>& fai
   }
   // It ended by its own decision, for a reason that is none of the others: "worker 1 is missing".
   for (const Supervisor::Failure& failure : failures) {
-    if (failure.leader && !leaders_reason.empty()) return &failure;
+    if (failure.leader && !failure.mended && !leaders_reason.empty()) return &failure;
   }
   // The leader ends with an error whenever another does.
   for (const Supervisor::Failure& failure : failures) {
-    if (!failure.leader) return &failure;
+    if (!failure.leader && !failure.mended) return &failure;
   }
-  return failures.empty() ? nullptr : &failures.front();
+  for (const Supervisor::Failure& failure : failures) {
+    if (!failure.mended) return &failure;
+  }
+  return nullptr;
 }
 
 std::string DescribeCause(const std::vector<Supervisor::Failure>& failures,
@@ -229,8 +358,9 @@ std::string DescribeCause(const std::vector<Supervisor::Failure>& failures,
   const Supervisor::Failure* cause = FindCause(failures, leaders_reason);
   if (cause == nullptr) return "";
   // A leader that had to be stopped knows only that.
-  const bool leader_ended = std::any_of(failures.begin(), failures.end(),
-                                        [](const Supervisor::Failure& f) { return f.leader; });
+  const bool leader_ended =
+      std::any_of(failures.begin(), failures.end(),
+                  [](const Supervisor::Failure& f) { return f.leader && !f.mended; });
   if (cause->killed || leaders_reason.empty() || !leader_ended) return cause->text;
   return absl::StrCat(absl::StrReplaceAll(leaders_reason, {{"\n", " "}}), "; log: ", cause->log);
 }

@@ -1,5 +1,7 @@
 #include "ps/sync/aggregator.h"
 
+#include <algorithm>
+
 #include "ps/sync/bsp_aggregator.h"
 #include "ps/sync/immediate_aggregator.h"
 
@@ -11,6 +13,13 @@ std::unique_ptr<Aggregator> Aggregator::Create(const pb::Consistency& consistenc
     return std::make_unique<BspAggregator>(workers, consistency.backup_workers());
   }
   return std::make_unique<ImmediateAggregator>(workers);
+}
+
+void Aggregator::State::Return(const CompleteStep& step) {
+  for (uint32_t worker : step.closed) {
+    next_tick[worker] = std::min(next_tick[worker], step.tick);
+  }
+  for (const Contribution& c : step.contributions) held.emplace_back(step.tick, c);
 }
 
 }  // namespace parley

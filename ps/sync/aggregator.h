@@ -11,9 +11,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/experiment.pb.h"
 #include "ps/base/buffer.h"
 
@@ -24,6 +27,10 @@ struct Contribution {
   double weight = 0;  // samples summed in `values`; 0 for a worker that had none in this step
   Buffer values;      // float32: dense [partition size], sparse [keys, dim]; empty if weight is 0
   Buffer keys = {};   // sparse: uint64 [keys], which may be none; dense: empty
+  // Of its push, for the replay guards of copies; nothing here looks at them.
+  uint32_t incarnation = 0;
+  uint64_t sequence = 0;
+  uint64_t acked_below = 0;
 };
 
 // Gradients to be applied together, ascending by worker.
@@ -69,6 +76,33 @@ class Aggregator {
 
   // Gradients held that are not yet applied.
   virtual size_t held() const = 0;
+
+  // The first tick of `worker` that is not closed; and what is held of a tick, else null (until
+  // anything is changed). REQUIRES: such a worker.
+  virtual uint64_t NextTick(uint32_t worker) const = 0;
+  virtual const Contribution* Find(uint64_t tick, uint32_t worker) const = 0;
+  // The lowest after_tick that it was told; kNever: the worker stays. REQUIRES: such a worker.
+  virtual uint64_t LeavesAt(uint32_t worker) const = 0;
+  static constexpr uint64_t kNever = ~uint64_t{0};
+
+  // `tick` of these workers was closed elsewhere, with gradients that are not held here: what is
+  // held of it goes to `dropped`. For a copy, which is told of closed steps in their order and
+  // never asked for complete ones. kInvalidArgument, and nothing has changed: no such worker, or a
+  // tick that is closed already or (BSP) not the oldest open one.
+  virtual absl::Status Close(uint64_t tick, absl::Span<const uint32_t> workers,
+                             std::vector<Contribution>* dropped) = 0;
+
+  // All there is, for a copy; what was popped may be put back with Return.
+  struct State {
+    std::vector<uint64_t> next_tick, leaves_at;           // by worker
+    std::vector<std::pair<uint64_t, Contribution>> held;  // with their ticks
+    // A step that was popped but is not in the weights: it is open again. Later ones first.
+    void Return(const CompleteStep& step);
+  };
+  virtual State Save() const = 0;
+  // Becomes what was saved. What is complete in it is to be popped. kInvalidArgument, and nothing
+  // has changed: not what an aggregator of this mode and number of workers can hold.
+  virtual absl::Status Load(State state) = 0;
 
   // Open steps at a time; staleness beyond this is refused by the configuration check.
   static constexpr uint64_t kMaxAhead = 1024;

@@ -1,6 +1,7 @@
 #include "ps/sync/bsp_aggregator.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -31,17 +32,22 @@ absl::StatusOr<Aggregator::Verdict> BspAggregator::Add(uint64_t tick, Contributi
   const uint32_t worker = contribution.worker;
   absl::StatusOr<Verdict> verdict = Check(tick, worker, contribution.weight);
   if (!verdict.ok() || *verdict == Verdict::kLate) return verdict;
-  const size_t index = tick - front_tick_;
-  while (open_.size() <= index) {
-    open_.emplace_back();
-    open_.back().pushed.resize(leaves_at_.size());
-  }
-  OpenStep& step = open_[index];
+  OpenStep& step = Open(tick);
   step.pushed[worker] = true;
   ++step.live_pushed;
   step.contributions.push_back(std::move(contribution));
   ++held_;
   return Verdict::kAccepted;
+}
+
+// REQUIRES: tick >= front_tick_, by no more than kMaxAhead.
+BspAggregator::OpenStep& BspAggregator::Open(uint64_t tick) {
+  const size_t index = tick - front_tick_;
+  while (open_.size() <= index) {
+    open_.emplace_back();
+    open_.back().pushed.resize(leaves_at_.size());
+  }
+  return open_[index];
 }
 
 std::vector<uint32_t> BspAggregator::Missing() const {
@@ -91,6 +97,72 @@ void BspAggregator::OnLeave(uint32_t worker, uint64_t after_tick) {
   }
   leaves_at_[worker] = after_tick;
   CountFront();
+}
+
+const Contribution* BspAggregator::Find(uint64_t tick, uint32_t worker) const {
+  if (tick < front_tick_ || tick - front_tick_ >= open_.size()) return nullptr;
+  for (const Contribution& c : open_[tick - front_tick_].contributions) {
+    if (c.worker == worker) return &c;
+  }
+  return nullptr;
+}
+
+absl::Status BspAggregator::Close(uint64_t tick, absl::Span<const uint32_t> workers,
+                                  std::vector<Contribution>* dropped) {
+  if (absl::Status status = CheckClosed(tick, workers, leaves_at_.size()); !status.ok()) {
+    return status;
+  }
+  if (tick != front_tick_) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "step %u was closed elsewhere; allowed: the oldest open one, %u", tick, front_tick_));
+  }
+  if (!open_.empty()) {
+    std::vector<Contribution>& held = open_.front().contributions;
+    held_ -= held.size();
+    std::move(held.begin(), held.end(), std::back_inserter(*dropped));
+    open_.pop_front();
+  }
+  ++front_tick_;
+  CountFront();
+  return absl::OkStatus();
+}
+
+Aggregator::State BspAggregator::Save() const {
+  State state;
+  state.next_tick.assign(leaves_at_.size(), front_tick_);
+  state.leaves_at = leaves_at_;
+  for (size_t i = 0; i < open_.size(); ++i) {
+    for (const Contribution& c : open_[i].contributions) {
+      state.held.emplace_back(front_tick_ + i, c);
+    }
+  }
+  return state;
+}
+
+absl::Status BspAggregator::Load(State state) {
+  const size_t workers = leaves_at_.size();
+  if (absl::Status status = CheckState(state, workers); !status.ok()) return status;
+  // A step that was put back was closed for those who were live in it, so the lowest counts.
+  const uint64_t front = *std::min_element(state.next_tick.begin(), state.next_tick.end());
+  for (const auto& [tick, c] : state.held) {
+    if (tick >= front && tick - front <= kMaxAhead) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "gradient of worker %u: tick is %u; allowed: from the oldest open one, %u, up to %u past "
+        "it",
+        c.worker, tick, front, kMaxAhead));
+  }
+  front_tick_ = front;
+  leaves_at_ = std::move(state.leaves_at);
+  open_.clear();
+  held_ = state.held.size();
+  for (auto& [tick, c] : state.held) {
+    OpenStep& step = Open(tick);
+    step.pushed[c.worker] = true;
+    if (LiveAt(c.worker, tick)) ++step.live_pushed;
+    step.contributions.push_back(std::move(c));
+  }
+  CountFront();
+  return absl::OkStatus();
 }
 
 void BspAggregator::CountFront() {

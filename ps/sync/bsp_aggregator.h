@@ -19,6 +19,13 @@ class BspAggregator : public Aggregator {
   void OnLeave(uint32_t worker, uint64_t after_tick) override;
   std::vector<uint32_t> Missing() const override;
   size_t held() const override { return held_; }
+  uint64_t NextTick(uint32_t) const override { return front_tick_; }
+  const Contribution* Find(uint64_t tick, uint32_t worker) const override;
+  uint64_t LeavesAt(uint32_t worker) const override { return leaves_at_[worker]; }
+  absl::Status Close(uint64_t tick, absl::Span<const uint32_t> workers,
+                     std::vector<Contribution>* dropped) override;
+  State Save() const override;
+  absl::Status Load(State state) override;
 
  private:
   struct OpenStep {
@@ -30,6 +37,7 @@ class BspAggregator : public Aggregator {
   bool LiveAt(uint32_t worker, uint64_t tick) const { return tick < leaves_at_[worker]; }
   bool FrontComplete() const;
   void CountFront();
+  OpenStep& Open(uint64_t tick);
 
   const uint32_t backup_workers_;
   std::vector<uint64_t> leaves_at_;  // [workers]: the first tick it does not push

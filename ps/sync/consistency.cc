@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -54,6 +55,14 @@ void ConsistencyPolicy::OnJoin(uint32_t worker, uint64_t clock) {
     ++live_;
   }
   clocks_[worker] = std::max(clocks_[worker], clock);
+  Recompute();
+}
+
+void ConsistencyPolicy::Load(std::vector<uint64_t> clocks, std::vector<bool> live) {
+  assert(clocks.size() == workers() && live.size() == workers());
+  clocks_ = std::move(clocks);
+  is_live_ = std::move(live);
+  live_ = static_cast<uint32_t>(std::count(is_live_.begin(), is_live_.end(), true));
   Recompute();
 }
 

@@ -35,6 +35,9 @@ class ConsistencyPolicy {
   // but min_clock() does if it is behind the others: they wait for it again.
   void OnJoin(uint32_t worker, uint64_t clock);
 
+  // As saved elsewhere: by worker its clock, and whether it is live. REQUIRES: workers() of each.
+  void Load(std::vector<uint64_t> clocks, std::vector<bool> live);
+
   bool MayRead(uint64_t tick) const {
     return tick <= min_clock_ || tick - min_clock_ <= staleness_ || live_ == 0;
   }

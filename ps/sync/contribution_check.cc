@@ -1,6 +1,8 @@
 #include "ps/sync/contribution_check.h"
 
 #include <cmath>
+#include <set>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 
@@ -38,6 +40,36 @@ absl::Status CheckTick(uint64_t tick, uint32_t worker, uint64_t oldest, uint64_t
 absl::Status SecondGradientError(uint64_t tick, uint32_t worker) {
   return absl::InvalidArgumentError(
       absl::StrFormat("a second gradient of tick %u from worker %u", tick, worker));
+}
+
+absl::Status CheckClosed(uint64_t tick, absl::Span<const uint32_t> closed, uint64_t workers) {
+  for (const uint32_t worker : closed) {
+    if (worker < workers) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "tick %u was closed elsewhere for worker %u; allowed: below %u", tick, worker, workers));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckState(const Aggregator::State& state, uint64_t workers) {
+  if (workers == 0 || state.next_tick.size() != workers || state.leaves_at.size() != workers) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("saved gradients are of %u workers and leavers of %u; allowed: %u",
+                        state.next_tick.size(), state.leaves_at.size(), workers));
+  }
+  for (uint64_t tick : state.next_tick) {
+    if (tick < kNeverLeaves / 2) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("the oldest open tick is %u; allowed: below %u", tick, kNeverLeaves / 2));
+  }
+  std::set<std::pair<uint64_t, uint32_t>> seen;
+  for (const auto& [tick, c] : state.held) {
+    if (absl::Status status = CheckContribution(tick, c.worker, c.weight, workers); !status.ok()) {
+      return status;
+    }
+    if (!seen.emplace(tick, c.worker).second) return SecondGradientError(tick, c.worker);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace parley

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_format.h"
 #include "ps/sync/contribution_check.h"
 
 namespace parley {
@@ -50,6 +51,91 @@ bool ImmediateAggregator::PopComplete(CompleteStep* step) {
   ready_.pop_front();
   --held_;
   return true;
+}
+
+const Contribution* ImmediateAggregator::Find(uint64_t tick, uint32_t worker) const {
+  const auto early = streams_[worker].early.find(tick);
+  if (early != streams_[worker].early.end()) return &early->second;
+  for (const auto& [ready_tick, c] : ready_) {
+    if (ready_tick == tick && c.worker == worker) return &c;
+  }
+  return nullptr;
+}
+
+absl::Status ImmediateAggregator::Close(uint64_t tick, absl::Span<const uint32_t> workers,
+                                        std::vector<Contribution>* dropped) {
+  if (absl::Status status = CheckClosed(tick, workers, streams_.size()); !status.ok()) {
+    return status;
+  }
+  const auto ready = [&](uint32_t worker) {
+    return std::find_if(ready_.begin(), ready_.end(), [&](const auto& held) {
+      return held.first == tick && held.second.worker == worker;
+    });
+  };
+  for (const uint32_t worker : workers) {
+    const uint64_t next = streams_[worker].next_tick;
+    if (tick >= next ? tick - next <= kMaxAhead : ready(worker) != ready_.end()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("tick %u of worker %u was closed elsewhere; allowed: from %u up to %u past "
+                        "it",
+                        tick, worker, next, kMaxAhead));
+  }
+  for (const uint32_t worker : workers) {
+    Stream& stream = streams_[worker];
+    if (const auto held = ready(worker); held != ready_.end()) {
+      dropped->push_back(std::move(held->second));
+      ready_.erase(held);
+      --held_;
+      continue;
+    }
+    // A tick that is passed over never comes: what is held of it went the same way elsewhere.
+    while (!stream.early.empty() && stream.early.begin()->first <= tick) {
+      dropped->push_back(std::move(stream.early.begin()->second));
+      stream.early.erase(stream.early.begin());
+      --held_;
+    }
+    stream.next_tick = tick + 1;
+    Release(&stream);
+  }
+  return absl::OkStatus();
+}
+
+Aggregator::State ImmediateAggregator::Save() const {
+  State state;
+  for (const Stream& stream : streams_) {
+    state.next_tick.push_back(stream.next_tick);
+    state.leaves_at.push_back(stream.leaves_at);
+    for (const auto& [tick, c] : stream.early) state.held.emplace_back(tick, c);
+  }
+  for (const auto& [tick, c] : ready_) {
+    state.next_tick[c.worker] = std::min(state.next_tick[c.worker], tick);
+    state.held.emplace_back(tick, c);
+  }
+  return state;
+}
+
+absl::Status ImmediateAggregator::Load(State state) {
+  if (absl::Status status = CheckState(state, streams_.size()); !status.ok()) return status;
+  for (const auto& [tick, c] : state.held) {
+    const uint64_t next = state.next_tick[c.worker];
+    if (tick >= next && tick - next <= kMaxAhead) continue;
+    return absl::InvalidArgumentError(
+        absl::StrFormat("gradient of worker %u: tick is %u; allowed: from its first open one, %u, "
+                        "up to %u past it",
+                        c.worker, tick, next, kMaxAhead));
+  }
+  ready_.clear();
+  held_ = state.held.size();
+  for (size_t w = 0; w < streams_.size(); ++w) {
+    streams_[w].next_tick = state.next_tick[w];
+    streams_[w].leaves_at = state.leaves_at[w];
+    streams_[w].early.clear();
+  }
+  for (auto& [tick, c] : state.held) {
+    streams_[c.worker].early.emplace(tick, std::move(c));
+  }
+  for (Stream& stream : streams_) Release(&stream);
+  return absl::OkStatus();
 }
 
 void ImmediateAggregator::OnLeave(uint32_t worker, uint64_t after_tick) {

@@ -22,6 +22,13 @@ class ImmediateAggregator : public Aggregator {
   void OnLeave(uint32_t worker, uint64_t after_tick) override;
   std::vector<uint32_t> Missing() const override;
   size_t held() const override { return held_; }
+  uint64_t NextTick(uint32_t worker) const override { return streams_[worker].next_tick; }
+  const Contribution* Find(uint64_t tick, uint32_t worker) const override;
+  uint64_t LeavesAt(uint32_t worker) const override { return streams_[worker].leaves_at; }
+  absl::Status Close(uint64_t tick, absl::Span<const uint32_t> workers,
+                     std::vector<Contribution>* dropped) override;
+  State Save() const override;
+  absl::Status Load(State state) override;
 
  private:
   struct Stream {

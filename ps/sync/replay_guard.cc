@@ -54,12 +54,50 @@ void ReplayGuard::Commit(uint32_t worker, uint64_t sequence, uint64_t acked_belo
   window.seen.set(sequence % kWindow);
 }
 
+void ReplayGuard::Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below) {
+  assert(worker < windows_.size());
+  Window& window = windows_[worker];
+  Advance(&window, acked_below);
+  if (sequence >= window.forgotten_below) window.seen.set(sequence % kWindow);
+}
+
 void ReplayGuard::OnNewIncarnation(uint32_t worker, uint32_t incarnation) {
   assert(worker < windows_.size());
   // Forgetting the window of the current incarnation would let its retries through again.
   if (windows_[worker].incarnation == incarnation) return;
   windows_[worker] = Window();
   windows_[worker].incarnation = incarnation;
+}
+
+ReplayGuard::State ReplayGuard::Save(uint32_t worker) const {
+  assert(worker < windows_.size());
+  const Window& window = windows_[worker];
+  State state;
+  state.incarnation = window.incarnation;
+  state.seen_below = window.forgotten_below;
+  state.seen.resize(kWindow / 8);
+  for (uint64_t i = 0; i < kWindow; ++i) {
+    if (window.seen[(window.forgotten_below + i) % kWindow]) state.seen[i / 8] |= 1 << (i % 8);
+  }
+  while (!state.seen.empty() && state.seen.back() == 0) state.seen.pop_back();
+  return state;
+}
+
+absl::Status ReplayGuard::Load(uint32_t worker, const State& state) {
+  assert(worker < windows_.size());
+  if (state.seen_below == 0 || state.seen.size() > kWindow / 8) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "window of worker %u: all below %u and of %u more is seen; allowed: from 1, and up to %u",
+        worker, state.seen_below, 8 * state.seen.size(), kWindow));
+  }
+  Window& window = windows_[worker];
+  window = Window();
+  window.incarnation = state.incarnation;
+  window.forgotten_below = state.seen_below;
+  for (uint64_t i = 0; i < 8 * state.seen.size(); ++i) {
+    if (state.seen[i / 8] >> (i % 8) & 1) window.seen.set((state.seen_below + i) % kWindow);
+  }
+  return absl::OkStatus();
 }
 
 void ReplayGuard::Advance(Window* window, uint64_t to) {

@@ -12,6 +12,7 @@
 
 #include <bitset>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -38,9 +39,27 @@ class ReplayGuard {
   // Remembers it. REQUIRES: Check of the same arguments was OK and kNew.
   void Commit(uint32_t worker, uint64_t sequence, uint64_t acked_below);
 
+  // Remembers, if it is not yet, what was let through elsewhere. REQUIRES: Check of the same
+  // arguments was OK, whatever the verdict.
+  void Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below);
+
   // A new incarnation starts from sequence 1; pushes of the old one are refused from now on. The
   // current one again changes nothing. REQUIRES: such a worker.
   void OnNewIncarnation(uint32_t worker, uint32_t incarnation);
+
+  // REQUIRES: such a worker.
+  uint32_t incarnation(uint32_t worker) const { return windows_[worker].incarnation; }
+
+  // A worker's window, for a copy.
+  struct State {
+    uint32_t incarnation = 0;
+    uint64_t seen_below = 1;  // all below have been seen
+    std::string seen;  // of those from there on, bit i % 8 of byte i / 8; no zeros at its end
+  };
+  State Save(uint32_t worker) const;
+  // kInvalidArgument, and nothing has changed: seen_below is 0, or more is seen than kWindow.
+  // REQUIRES: such a worker.
+  absl::Status Load(uint32_t worker, const State& state);
 
  private:
   struct Window {

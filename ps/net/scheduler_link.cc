@@ -20,9 +20,12 @@ SchedulerLink::SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options o
       transport_(transport),
       rpc_(rpc),
       options_(std::move(options)),
-      handlers_(std::move(handlers)) {}
+      handlers_(std::move(handlers)) {
+  transport_->SetPeerGone([this](NodeId peer) { OnPeerGone(peer); });
+}
 
 SchedulerLink::~SchedulerLink() {
+  transport_->SetPeerGone([](NodeId) {});
   env_->Cancel(beat_timer_);
   env_->Cancel(end_timer_);
 }
@@ -32,6 +35,20 @@ void SchedulerLink::Start() {
     End(status, absl::ZeroDuration());
     return;
   }
+  Serve();
+  Frame hello;
+  hello.header.set_kind(pb::HELLO);
+  hello.header.set_body(options_.hello.SerializeAsString());
+  CallOptions call{.deadline = options_.join_timeout,
+                   .what = absl::StrCat("join request to the scheduler at ", options_.scheduler)};
+  // Impatient at first: the scheduler of a job that is just starting may be a moment late.
+  call.attempt = absl::Milliseconds(200);
+  call.max_attempt = absl::Seconds(2);
+  rpc_->Call(kSchedulerNode, std::move(hello), std::move(call),
+             [this](absl::StatusOr<Frame> answer) { OnHelloAnswer(std::move(answer)); });
+}
+
+void SchedulerLink::Serve() {
   rpc_->Handle(pb::STOP, [this](NodeId from, Frame request) {
     pb::Stop stop;
     // Only the scheduler may stop a job.
@@ -44,16 +61,32 @@ void SchedulerLink::Start() {
     if (handlers_.on_stop && !ending_) handlers_.on_stop(stop);
     End(stop.ok() ? absl::OkStatus() : absl::AbortedError(stop.reason()), kLinger);
   });
-  Frame hello;
-  hello.header.set_kind(pb::HELLO);
-  hello.header.set_body(options_.hello.SerializeAsString());
-  CallOptions call{.deadline = options_.join_timeout,
-                   .what = absl::StrCat("join request to the scheduler at ", options_.scheduler)};
-  // Impatient at first: the scheduler of a job that is just starting may be a moment late.
-  call.attempt = absl::Milliseconds(200);
-  call.max_attempt = absl::Seconds(2);
-  rpc_->Call(kSchedulerNode, std::move(hello), std::move(call),
-             [this](absl::StatusOr<Frame> answer) { OnHelloAnswer(std::move(answer)); });
+  rpc_->Handle(pb::PING,
+               [this](NodeId from, Frame request) { rpc_->Reply(from, request.header, Frame()); });
+  if (!handlers_.on_assign) return;
+  rpc_->Handle(pb::ASSIGN, [this](NodeId from, Frame request) { OnAssign(from, request); });
+}
+
+void SchedulerLink::OnAssign(NodeId from, const Frame& request) {
+  pb::Assignment assignment;
+  absl::Status status = from == kSchedulerNode
+                            ? ParseBody(request, &assignment)
+                            : absl::PermissionDeniedError("ASSIGN is the scheduler's to say");
+  // The Welcome may be overtaken by what follows from it.
+  if (status.ok() && !joined_) status = absl::UnavailableError("this node is not admitted yet");
+  if (status.ok() && ending_) status = absl::FailedPreconditionError("this node is ending");
+  if (!status.ok()) {
+    rpc_->ReplyError(from, request.header, status);
+    return;
+  }
+  absl::StatusOr<std::string> body = handlers_.on_assign(assignment);
+  if (!body.ok()) {
+    rpc_->ReplyError(from, request.header, body.status());
+    return;
+  }
+  Frame answer;
+  answer.header.set_body(*std::move(body));
+  rpc_->Reply(from, request.header, std::move(answer));
 }
 
 void SchedulerLink::OnHelloAnswer(absl::StatusOr<Frame> answer) {
@@ -73,40 +106,78 @@ void SchedulerLink::OnHelloAnswer(absl::StatusOr<Frame> answer) {
   }
   rpc_->SetIdentity(welcome_.job_id(), welcome_.incarnation(), welcome_.rank());
   last_heard_ = env_->Now();
+  joined_ = true;
   handlers_.on_welcome(welcome_);
   if (!ending_) Beat();
 }
 
+// The scheduler may be back already, or take its place again in a moment: the sooner it hears of
+// this node, the better. A connection that breaks again and again is no reason for more than a few
+// heartbeats a period.
+void SchedulerLink::OnPeerGone(NodeId peer) {
+  if (peer != kSchedulerNode || !joined_ || ending_) return;
+  const absl::Duration period = absl::Milliseconds(welcome_.experiment().cluster().heartbeat_ms());
+  if (env_->Now() - last_beat_ < period / 4) return;
+  env_->Cancel(beat_timer_);
+  Beat();
+}
+
 void SchedulerLink::Beat() {
   const pb::Cluster& cluster = welcome_.experiment().cluster();
-  const absl::Duration silence = env_->Now() - last_heard_;
-  const absl::Duration allowed = absl::Milliseconds(cluster.node_timeout_ms());
-  if (silence > allowed) {
+  last_beat_ = env_->Now();
+  const absl::Duration silence = last_beat_ - last_heard_;
+  const absl::Duration silent = absl::Milliseconds(cluster.node_timeout_ms());
+  const absl::Duration borne = std::max(silent, absl::Milliseconds(cluster.scheduler_timeout_ms()));
+  if (silence > borne) {
     // Nobody is there to be told; end at once.
     End(absl::UnavailableError(absl::StrFormat(
-            "the scheduler at %s has not answered a heartbeat for %.1f s (node_timeout_ms is %d)",
-            options_.scheduler, absl::ToDoubleSeconds(silence), cluster.node_timeout_ms())),
+            "the scheduler at %s has not answered a heartbeat for %.1f s (scheduler_timeout_ms is "
+            "%d)",
+            options_.scheduler, absl::ToDoubleSeconds(silence), cluster.scheduler_timeout_ms())),
         absl::ZeroDuration());
     return;
   }
+  if (silence > silent) NoteAway(silence);
   Frame frame;
   frame.header.set_kind(pb::HEARTBEAT);
   frame.header.set_body(handlers_.heartbeat().SerializeAsString());
   const absl::Duration period = absl::Milliseconds(cluster.heartbeat_ms());
   // One try each: the next heartbeat is the retry.
   CallOptions call{
-      .deadline = allowed, .attempt = allowed, .max_attempt = allowed, .what = "heartbeat"};
+      .deadline = silent, .attempt = silent, .max_attempt = silent, .what = "heartbeat"};
   rpc_->Call(kSchedulerNode, std::move(frame), std::move(call),
              [this](absl::StatusOr<Frame> answer) {
                if (answer.ok()) {
-                 last_heard_ = env_->Now();
+                 OnHeard();
                } else if (answer.status().code() != absl::StatusCode::kDeadlineExceeded) {
-                 // The scheduler answers but does not know this node: it was restarted, or has
-                 // given this node up.
+                 // The scheduler answers but does not know this node: it has given it up, or has
+                 // come back without its memory.
                  End(answer.status(), absl::ZeroDuration());
                }
              });
   beat_timer_ = env_->After(period, [this] { Beat(); });
+}
+
+void SchedulerLink::NoteAway(absl::Duration silence) {
+  // A transport may have given up a peer that it lost; one that has not does nothing.
+  transport_->Connect(kSchedulerNode, options_.scheduler).IgnoreError();
+  if (std::exchange(away_, true)) return;
+  Log(absl::StrFormat(
+      "the scheduler at %s has not answered for %.1f s; going on without it, for at most "
+      "scheduler_timeout_ms %d",
+      options_.scheduler, absl::ToDoubleSeconds(silence),
+      welcome_.experiment().cluster().scheduler_timeout_ms()));
+}
+
+void SchedulerLink::OnHeard() {
+  const absl::Duration silence = env_->Now() - last_heard_;
+  last_heard_ = env_->Now();
+  if (!std::exchange(away_, false)) return;
+  Log(absl::StrFormat("the scheduler is back after %.1f s", absl::ToDoubleSeconds(silence)));
+}
+
+void SchedulerLink::Log(const std::string& line) {
+  if (handlers_.log) handlers_.log(line);
 }
 
 void SchedulerLink::Ask(pb::Kind kind, std::string body, absl::Duration deadline,

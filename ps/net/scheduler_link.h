@@ -2,8 +2,10 @@
 // when to stop.
 //
 // Join: HELLO until a Welcome or a refusal, within `join_timeout`. Then a HEARTBEAT every
-// heartbeat_ms of the experiment; a scheduler that answers none for node_timeout_ms counts as dead.
-// STOP may come at any time and is acknowledged as often as it is asked. Thread-safety: as Env,
+// heartbeat_ms of the experiment, and one at once when the connection breaks. A scheduler that
+// answers none for node_timeout_ms is away: the node goes on without it, and keeps asking, for
+// scheduler_timeout_ms. One that answers that it does not know this node ends it. STOP, ASSIGN and
+// PING may come at any time and are answered as often as they are asked. Thread-safety: as Env,
 // everything on the loop.
 #ifndef PARLEY_PS_NET_SCHEDULER_LINK_H_
 #define PARLEY_PS_NET_SCHEDULER_LINK_H_
@@ -13,6 +15,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/cluster.pb.h"
 #include "ps/base/env.h"
@@ -32,14 +35,20 @@ class SchedulerLink {
     absl::AnyInvocable<void(const pb::Welcome&)> on_welcome;
     // What to say in the next heartbeat.
     absl::AnyInvocable<pb::Heartbeat()> heartbeat;
+    // ASSIGN, whenever it comes: what it returns is the body of the answer, or its error
+    // (kUnavailable: ask again). Empty: ASSIGN is not served here.
+    absl::AnyInvocable<absl::StatusOr<std::string>(const pb::Assignment&)> on_assign;
     // Told to stop; on_end follows. Once; may be empty.
     absl::AnyInvocable<void(const pb::Stop&)> on_stop;
+    // One line: the scheduler is away, it is back. May be empty.
+    absl::AnyInvocable<void(const std::string&)> log;
     // The end, once, at most: OK after a STOP with ok (a little later, so that the answer gets
     // out); else why: refused, nobody there, scheduler silent, or the reason of the STOP.
     absl::AnyInvocable<void(absl::Status)> on_end;
   };
 
-  // All of them must outlive this; `transport` gets connected to the scheduler by Start.
+  // All of them must outlive this; `transport` gets connected to the scheduler by Start, and its
+  // SetPeerGone is this link's.
   SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options options, Handlers handlers);
   ~SchedulerLink();
 
@@ -57,8 +66,14 @@ class SchedulerLink {
   bool ended() const { return ended_; }
 
  private:
+  void Serve();
+  void OnAssign(NodeId from, const Frame& request);
   void OnHelloAnswer(absl::StatusOr<Frame> answer);
+  void OnPeerGone(NodeId peer);
   void Beat();
+  void NoteAway(absl::Duration silence);
+  void OnHeard();
+  void Log(const std::string& line);
   void End(absl::Status status, absl::Duration after);
 
   Env* const env_;
@@ -69,7 +84,9 @@ class SchedulerLink {
   pb::Welcome welcome_;
   bool ending_ = false;
   bool ended_ = false;
-  absl::Duration last_heard_;
+  bool joined_ = false;
+  bool away_ = false;  // the log says so
+  absl::Duration last_heard_, last_beat_;
   TimerId beat_timer_ = kNoTimer;
   TimerId end_timer_ = kNoTimer;
 };

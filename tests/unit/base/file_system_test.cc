@@ -158,7 +158,9 @@ TEST(SimFileSystem, WriteWholeIsOldOrNewWhereverTheMachineStops) {
     disk.Crash();
     const std::string content = *disk.ReadWhole("/f");
     ASSERT_TRUE(content == "old content" || content == "new content") << content;
-    if (status.ok()) ASSERT_EQ(content, "new content");
+    if (status.ok()) {
+      ASSERT_EQ(content, "new content");
+    }
     seen.insert(content);
   }
   EXPECT_EQ(seen.size(), 2u);
@@ -194,7 +196,8 @@ TEST(SimFileSystem, FaultsOnDemand) {
   ASSERT_TRUE(disk.WriteWhole("/d", std::string(64, '\0')).ok());
   EXPECT_EQ(disk.FlipRandomBit("/d"), "/d");
   int ones = 0;
-  for (const char c : *disk.ReadWhole("/d")) ones += __builtin_popcount(static_cast<uint8_t>(c));
+  const std::string flipped = *disk.ReadWhole("/d");
+  for (const char c : flipped) ones += __builtin_popcount(static_cast<uint8_t>(c));
   EXPECT_EQ(ones, 1);
   disk.SetFaults({.read_error = 1});
   EXPECT_EQ(disk.ReadWhole("/d").status().code(), absl::StatusCode::kUnknown);

@@ -17,9 +17,13 @@ HostedPartition::HostedPartition(std::unique_ptr<TablePartition> values, Setup s
       aggregator_(Aggregator::Create(setup_.consistency, setup_.worker_incarnations.size())),
       policy_(setup_.worker_incarnations.size(),
               ConsistencyPolicy::StalenessOf(setup_.consistency)),
-      request_norm_(std::move(request_norm)) {
+      request_norm_(std::move(request_norm)),
+      here_below_(setup_.worker_incarnations.size(), 0),
+      acknowledged_(setup_.worker_incarnations.size(), 0),
+      overwritten_(setup_.sparse, setup_.pool) {
   if (setup_.pull_codec != nullptr && setup_.pull_codec->keeps_residual()) {
-    published_.emplace(setup_.pull_codec, values_->Read(KeyList()), setup_.pool);
+    published_.emplace(setup_.pull_codec, values_->Read(KeyList()), setup_.pool,
+                       keeps_overwritten());
   }
 }
 
@@ -59,7 +63,7 @@ absl::Status HostedPartition::CheckWithoutTick(const pb::FrameHeader& header) co
                         "happens at the end of steps and counts rows' ages in them",
                         setup_.index));
   }
-  if (!policy_.live(header.rank())) {
+  if (HasLeft(header.rank())) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "push to partition %d is of worker %d, which has left", setup_.index, header.rank()));
   }
@@ -79,6 +83,7 @@ absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb:
   status = CheckSize(header, part);
   if (!status.ok()) return status;
   if (!header.has_tick()) return CheckWithoutTick(header);
+  if (IsSuperseded(header.rank(), header.tick())) return absl::OkStatus();
   if (absl::StatusOr<Aggregator::Verdict> added =
           aggregator_->Check(header.tick(), header.rank(), header.weight());
       !added.ok()) {
@@ -94,48 +99,92 @@ absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb:
   return absl::OkStatus();
 }
 
-absl::Status HostedPartition::TakePush(const pb::FrameHeader& header, const pb::Part& part,
-                                       Buffer keys, Buffer values) {
+absl::StatusOr<HostedPartition::Ticket> HostedPartition::TakePush(const pb::FrameHeader& header,
+                                                                  const pb::Part& part, Buffer keys,
+                                                                  Buffer values) {
   ReplayGuard::Verdict verdict;
   absl::Status status = guard_.Check(header.rank(), header.incarnation(), part.sequence(),
                                      part.acked_below(), &verdict);
   if (!status.ok()) return status;
+  // Whatever became of it when it came first: an operation up to now, or it is still held.
+  Ticket ticket{header.rank(), std::nullopt, last_index_};
+  if (header.has_tick()) ticket.tick = header.tick();
   if (verdict == ReplayGuard::Verdict::kDuplicate) {
-    ++setup_.counters->duplicate;
-    return absl::OkStatus();
+    Count(&PushCounters::duplicate);
+    return ticket;
   }
   if (!header.has_tick()) {
     guard_.Commit(header.rank(), part.sequence(), part.acked_below());
-    ApplyWithoutTick(header, part, keys, values);
-    return absl::OkStatus();
+    ApplyWithoutTick(header, part, std::move(keys), std::move(values));
+    ticket.index = last_index_;
+    return ticket;
+  }
+  if (IsSuperseded(header.rank(), header.tick())) {
+    guard_.Commit(header.rank(), part.sequence(), part.acked_below());
+    Count(&PushCounters::superseded);
+    ++acknowledged_[header.rank()];
+    PublishDrop(header, part, /*superseded=*/true);
+    ticket.index = last_index_;
+    return ticket;
   }
   absl::StatusOr<Aggregator::Verdict> added = aggregator_->Add(
-      header.tick(), {header.rank(), header.weight(), std::move(values), std::move(keys)});
+      header.tick(), {header.rank(), header.weight(), std::move(values), std::move(keys),
+                      header.incarnation(), part.sequence(), part.acked_below()});
   if (!added.ok()) return added.status();
   guard_.Commit(header.rank(), part.sequence(), part.acked_below());
-  ++setup_.counters->accepted;
+  Count(&PushCounters::accepted);
+  ++acknowledged_[header.rank()];
   const bool late = *added == Aggregator::Verdict::kLate;
-  if (late) ++setup_.counters->dropped;
+  if (late) Count(&PushCounters::dropped);
   if (setup_.probe != nullptr) {
     setup_.probe->OnAccept(setup_.table, setup_.index, header.rank(), header.tick(), late);
   }
+  if (late) PublishDrop(header, part, /*superseded=*/false);
+  ticket.index = late ? last_index_ : 0;
   Advance();
-  return absl::OkStatus();
+  return ticket;
+}
+
+bool HostedPartition::MayAcknowledge(const Ticket& ticket) const {
+  if (!replicated_) return true;
+  return ticket.index <= durable_index_ &&
+         (!ticket.tick.has_value() || policy_.clock(ticket.worker) > *ticket.tick);
+}
+
+// The worker's predecessor had pushed the tick: its gradient is in the weights, or held. Where the
+// tick was closed without any, there is no place for one either.
+bool HostedPartition::IsSuperseded(uint32_t worker, uint64_t tick) const {
+  if (tick < here_below_[worker]) return true;
+  const Contribution* held = aggregator_->Find(tick, worker);
+  return held != nullptr && held->incarnation != guard_.incarnation(worker);
+}
+
+void HostedPartition::Count(uint64_t PushCounters::*counter, int64_t n) {
+  counts_.*counter += static_cast<uint64_t>(n);
+  if (setup_.counters != nullptr) setup_.counters->*counter += static_cast<uint64_t>(n);
+}
+
+void HostedPartition::CountSamples(double weight) {
+  counts_.samples += weight;
+  if (setup_.counters != nullptr) setup_.counters->samples += weight;
 }
 
 // At once, and nobody's clock moves: who reads for a tick neither waits for it nor learns of it.
 void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::Part& part,
-                                       const Buffer& keys, const Buffer& values) {
-  ++setup_.counters->accepted;
-  ++setup_.counters->applied;
+                                       Buffer keys, Buffer values) {
+  Count(&PushCounters::accepted);
+  Count(&PushCounters::applied);
+  CountSamples(header.weight());
+  ++acknowledged_[header.rank()];
+  StepInfo info;
+  info.step = values_->version();  // the only count of steps there is
+  info.inverse_weight = header.weight() > 0 ? 1 / header.weight() : 0;
   if (header.weight() > 0) {
     gradients_.clear();
     if (!values.empty()) gradients_.push_back({KeyList(keys), values.floats()});
-    StepInfo info;
-    info.step = values_->version();  // the only count of steps there is
-    info.inverse_weight = 1 / header.weight();
     UpdateWith(info);
   }
+  PublishWithoutTick(header, part, info, {std::move(keys), std::move(values)});
   if (setup_.probe != nullptr) {
     setup_.probe->OnUpdateWithoutTick(setup_.table, setup_.index, header.rank(), part.sequence(),
                                       values_->version());
@@ -144,15 +193,41 @@ void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::
 
 void HostedPartition::OnNorm(NormGroup group, double total) {
   for (PendingStep& pending : pending_) {
-    if (pending.group == group) pending.norm = total;
+    if (pending.group != group) continue;
+    pending.norm = total;
+    RememberNorm(group, total);
   }
   ApplyReady();
 }
 
+void HostedPartition::RememberNorm(NormGroup group, double total) {
+  for (const auto& [known, unused] : known_norms_) {
+    if (known == group) return;
+  }
+  known_norms_.emplace_back(group, total);
+  if (known_norms_.size() > kKnownNorms) known_norms_.pop_front();
+}
+
+std::vector<std::pair<NormGroup, double>> HostedPartition::KnownNorms() const {
+  return {known_norms_.begin(), known_norms_.end()};
+}
+
 void HostedPartition::OnLeave(uint32_t worker, uint64_t after_tick) {
+  if (worker >= workers()) return;
+  if (HasLeft(worker) && after_tick >= aggregator_->LeavesAt(worker)) return;
   aggregator_->OnLeave(worker, after_tick);
   leaving_.insert(worker);
   Advance();
+}
+
+bool HostedPartition::HasLeft(uint32_t worker) const {
+  return !policy_.live(worker) ||
+         std::any_of(effects_.begin(), effects_.end(),
+                     [worker](const Effect& effect) { return effect.left == worker; });
+}
+
+bool HostedPartition::MayAcknowledgeLeave(uint32_t worker) const {
+  return !replicated_ || worker >= workers() || !policy_.live(worker);
 }
 
 // Readers wait for a leaver as long as a gradient of its is complete but not applied.
@@ -163,7 +238,7 @@ void HostedPartition::LetGo() {
           return std::find(pending.step.closed.begin(), pending.step.closed.end(), worker) !=
                  pending.step.closed.end();
         });
-    if (!busy) policy_.OnLeave(worker);
+    if (!busy) PublishLeave(worker);
     return !busy;
   });
 }
@@ -184,7 +259,12 @@ void HostedPartition::Advance() {
   PendingStep pending;
   while (aggregator_->PopComplete(&pending.step)) {
     double weight = 0;
-    for (const Contribution& c : pending.step.contributions) weight += c.weight;
+    for (const Contribution& c : pending.step.contributions) {
+      weight += c.weight;
+      if (c.incarnation != guard_.incarnation(c.worker)) {
+        here_below_[c.worker] = pending.step.tick + 1;
+      }
+    }
     pending.inverse_weight = weight > 0 ? 1 / weight : 0;
     const bool by_worker = setup_.consistency.mode() != pb::Consistency::BSP;
     pending.group = {pending.step.tick,
@@ -197,6 +277,7 @@ void HostedPartition::Advance() {
       CollectGradients(queued.step);
       const NormGroup group = queued.group;
       const double share = values_->SumOfSquares(gradients_, queued.inverse_weight);
+      queued.share = share;
       request_norm_(setup_.index, group, share);  // may answer at once, and so change pending_
     }
     pending = PendingStep();
@@ -224,25 +305,48 @@ void HostedPartition::ApplyReady() {
 }
 
 void HostedPartition::Apply(PendingStep& pending) {
+  if (before_step_ != nullptr && pending.step.tick >= hook_step_) {
+    absl::AnyInvocable<void()> hook = std::move(before_step_);
+    before_step_ = nullptr;
+    hook();
+  }
+  StepInfo info;
+  info.step = pending.step.tick;
+  info.inverse_weight = pending.inverse_weight;
+  if (setup_.clip != nullptr) info.norm_scale = setup_.clip->NormScale(*pending.norm);
+  SummedGradient sum;
+  gradients_.clear();
   // A step in which nobody had a sample leaves the weights as they are: there is no gradient, not a
   // gradient of zero.
   if (pending.inverse_weight > 0) {
     CollectGradients(pending.step);
-    StepInfo info;
-    info.step = pending.step.tick;
-    info.inverse_weight = pending.inverse_weight;
-    if (setup_.clip != nullptr) info.norm_scale = setup_.clip->NormScale(*pending.norm);
-    UpdateWith(info);
+    if (replicated_) sum = Together(pending.step);
   }
+  if (keeps_overwritten()) KeepOverwritten(pending.step.tick);
+  if (pending.inverse_weight > 0) UpdateWith(info);
   values_->EndStep(pending.step.tick);
-  setup_.counters->applied += pending.step.contributions.size();
-  for (uint32_t worker : pending.step.closed) policy_.OnTick(worker, pending.step.tick);
+  Count(&PushCounters::applied, static_cast<int64_t>(pending.step.contributions.size()));
+  for (const Contribution& c : pending.step.contributions) CountSamples(c.weight);
+  PublishStep(pending, info, std::move(sum));
   if (setup_.probe != nullptr) {
     std::vector<uint32_t> workers;
     for (const Contribution& c : pending.step.contributions) workers.push_back(c.worker);
     setup_.probe->OnApply(setup_.table, setup_.index, pending.step.tick, workers,
                           values_->version());
   }
+}
+
+bool HostedPartition::keeps_overwritten() const {
+  return setup_.keeps_overwritten && !setup_.evicts &&
+         setup_.consistency.mode() == pb::Consistency::BSP &&
+         setup_.consistency.backup_workers() == 0;
+}
+
+// What gradients_ are about to overwrite; published weights keep their own.
+void HostedPartition::KeepOverwritten(uint64_t tick) {
+  overwritten_.BeforeStep(
+      tick, published_ ? absl::Span<const GradientView>() : absl::MakeSpan(gradients_),
+      values_.get());
 }
 
 // gradients_ into the weights, in one pass that reads them where they lie.
@@ -257,11 +361,14 @@ bool HostedPartition::MayRead(uint64_t tick) const {
   for (uint32_t worker = 0; worker < policy_.workers(); ++worker) {
     if (policy_.live(worker)) return false;
   }
-  return aggregator_->held() == 0 && pending_.empty();
+  return aggregator_->held() == 0 && pending_.empty() && durable_index_ == last_index_;
 }
 
 std::string HostedPartition::WaitsFor(uint64_t tick) const {
   std::string workers;
+  if (!effects_.empty() && AppliedPolicy().MayRead(tick)) {
+    return absl::StrCat("the copies of partition ", setup_.index);
+  }
   if (tick != kAfterAllLeft) {
     // Clocks say what is closed, and an open step holds all of them back: ask who has not pushed
     // it.
@@ -281,17 +388,27 @@ std::string HostedPartition::WaitsFor(uint64_t tick) const {
 Buffer HostedPartition::Read(uint32_t worker, uint64_t tick, const pb::Part& asked,
                              const Buffer& keys, pb::Part* answer) {
   answer->set_partition(setup_.index);
-  answer->set_version(values_->version());
+  const bool exact = tick == kAfterAllLeft;
+  // A replaced worker computes once more the step that was applied last.
+  const bool before =
+      !exact && overwritten_.Has(tick) && overwritten_.version() != values_->version();
+  const uint64_t version = before ? overwritten_.version() : values_->version();
+  answer->set_version(version);
   answer->set_min_clock(policy_.min_clock());
   if (setup_.probe != nullptr) {
-    setup_.probe->OnRead(setup_.table, setup_.index, worker, tick, values_->version());
+    setup_.probe->OnRead(setup_.table, setup_.index, worker, tick, version);
   }
-  const bool exact = tick == kAfterAllLeft;
-  if (published_ && !exact) return published_->Read(asked, answer);
+  if (published_ && !exact) {
+    return before ? published_->ReadBefore(asked, answer) : published_->Read(asked, answer);
+  }
   const KeyList list(keys);
   if (setup_.sparse) answer->set_keys(static_cast<uint32_t>(list.size()));
   answer->set_count(values_->values(list.size()));
   if (answer->count() == 0) return Buffer();
+  if (before) {
+    Buffer old = overwritten_.Read(list, values_.get());
+    return setup_.pull_codec == nullptr ? old : Encoded(std::move(old), answer);
+  }
   if (setup_.pull_codec == nullptr || exact) return values_->Read(list);
   if (setup_.sparse) return Encoded(values_->Read(list), answer);
   if (encoded_version_ != values_->version()) {

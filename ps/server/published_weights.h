@@ -12,14 +12,20 @@
 // the change. Any other, or none: the published weights whole, as float32. The last change is kept
 // until the next update, so that an answer that was lost can be given again.
 //
+// Of replaced workers, which compute a step once more, each reads what was published before the
+// last update: it is kept, if asked for.
+//
 // Owned by one loop; not thread-safe (the Buffers are).
 #ifndef PARLEY_PS_SERVER_PUBLISHED_WEIGHTS_H_
 #define PARLEY_PS_SERVER_PUBLISHED_WEIGHTS_H_
 
 #include <cstdint>
 
+#include "absl/status/status.h"
+#include "proto/cluster.pb.h"
 #include "proto/wire.pb.h"
 #include "ps/base/buffer.h"
+#include "ps/base/table_state.h"
 #include "ps/codec/payload_codec.h"
 
 namespace parley {
@@ -28,7 +34,9 @@ class PublishedWeights {
  public:
   // Version 0 is published whole: `initial`, float32 [n]. `codec` and `pool` must outlive this.
   // REQUIRES: codec->keeps_residual(), or the change of the weights would not be what is encoded.
-  PublishedWeights(const PayloadCodec* codec, Buffer initial, BufferPool* pool);
+  // `keeps_before`: of each update, the weights that it found are kept for ReadBefore.
+  PublishedWeights(const PayloadCodec* codec, Buffer initial, BufferPool* pool,
+                   bool keeps_before = false);
 
   // `weights`, float32 [n], are the true ones of `version` now.
   void OnUpdate(const Buffer& weights, uint64_t version);
@@ -37,6 +45,21 @@ class PublishedWeights {
   // base_version of `answer`. Empty, and count 0, if it holds them already.
   Buffer Read(const pb::Part& asked, pb::Part* answer) const;
 
+  // The same for the weights before the last update, which whoever does not hold them gets whole.
+  // REQUIRES: keeps_before; without an update yet it is Read.
+  Buffer ReadBefore(const pb::Part& asked, pb::Part* answer) const;
+
+  // As arrays named "server.published...", and in `state`.
+  void Save(pb::HostedState* state, TableState* arrays) const;
+  // kInvalidArgument: what was saved is not of so many weights.
+  absl::Status Load(const pb::HostedState& state, const TableState& arrays);
+  // For a checkpoint: the weights alone, in one array; and from it, as of `version`.
+  void SaveWeights(TableState* arrays) const;
+  absl::Status LoadWeights(const TableState& arrays, uint64_t version);
+
+  // The same for the same published weights of one version.
+  uint64_t Digest() const;
+
   uint64_t version() const { return version_; }
   // float32 [n].
   const Buffer& weights() const { return weights_; }
@@ -44,10 +67,13 @@ class PublishedWeights {
  private:
   const PayloadCodec* const codec_;
   BufferPool* const pool_;
+  const bool keeps_before_;
   uint64_t version_ = 0;
   Buffer weights_;
   Buffer change_;             // encoded; empty if none is kept
   uint64_t change_base_ = 0;  // the version that change_ leads on from
+  Buffer before_;             // the weights before the last update; empty: not kept
+  uint64_t before_version_ = 0;
 };
 
 }  // namespace parley

@@ -1,0 +1,113 @@
+#include "scheduler/disk_store.h"
+
+#include <fcntl.h>
+#include <sodium.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+
+namespace parley {
+namespace {
+
+// "parley-scheduler-state 1 <BLAKE2b-256 of what follows, hex>\n", then the state.
+constexpr absl::string_view kMagic = "parley-scheduler-state 1 ";
+constexpr size_t kHashBytes = 32;
+
+std::string HashOf(absl::string_view bytes) {
+  unsigned char hash[kHashBytes];
+  crypto_generichash(hash, sizeof(hash), reinterpret_cast<const unsigned char*>(bytes.data()),
+                     bytes.size(), nullptr, 0);
+  return absl::BytesToHexString(
+      absl::string_view(reinterpret_cast<const char*>(hash), sizeof(hash)));
+}
+
+absl::StatusOr<std::string> Unpack(const std::string& path, absl::string_view content) {
+  const auto bad = [&path](absl::string_view what) {
+    return absl::DataLossError(
+        absl::StrCat("'", path, "' ", what,
+                     "; allowed: what a scheduler has written there, or no such file: then the job "
+                     "begins anew"));
+  };
+  if (!absl::ConsumePrefix(&content, kMagic)) return bad("is no state of a scheduler");
+  if (content.size() <= 2 * kHashBytes || content[2 * kHashBytes] != '\n') {
+    return bad("is torn: it ends in its first line");
+  }
+  const absl::string_view hash = content.substr(0, 2 * kHashBytes);
+  content.remove_prefix(2 * kHashBytes + 1);
+  if (HashOf(content) != hash) return bad("is damaged: its checksum is another");
+  return std::string(content);
+}
+
+}  // namespace
+
+DiskStore::~DiskStore() {
+  if (lock_fd_ >= 0) close(lock_fd_);
+}
+
+absl::Status DiskStore::Lock() {
+  if (!options_.lock || lock_fd_ >= 0) return absl::OkStatus();
+  const std::string path = LockPath();
+  while (true) {
+    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("'", path, "' cannot be opened"));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      const int error = errno;
+      close(fd);
+      if (error == EINTR) continue;
+      if (error != EWOULDBLOCK) {
+        return absl::ErrnoToStatus(error, absl::StrCat("'", path, "' cannot be locked"));
+      }
+      return absl::UnavailableError(
+          absl::StrCat("the state in '", options_.directory,
+                       "' belongs to another scheduler that is running; allowed: a directory for "
+                       "each job (--state DIR)"));
+    }
+    // The one who had it may have removed the file meanwhile, and a lock on what has no name keeps
+    // nobody out.
+    struct stat held, named;
+    if (fstat(fd, &held) == 0 && stat(path.c_str(), &named) == 0 && held.st_ino == named.st_ino &&
+        held.st_dev == named.st_dev) {
+      lock_fd_ = fd;
+      return absl::OkStatus();
+    }
+    close(fd);
+  }
+}
+
+absl::StatusOr<std::optional<std::string>> DiskStore::OpenNow() {
+  if (sodium_init() < 0) return absl::InternalError("libsodium cannot be initialised");
+  if (absl::Status made = options_.files->MakeDirectory(options_.directory); !made.ok()) {
+    return made;
+  }
+  if (absl::Status locked = Lock(); !locked.ok()) return locked;
+  if (!options_.files->Exists(StatePath())) return std::nullopt;
+  absl::StatusOr<std::string> content = options_.files->ReadWhole(StatePath());
+  if (!content.ok()) return content.status();
+  return Unpack(StatePath(), *content);
+}
+
+absl::Status DiskStore::SaveNow(const std::string& state) {
+  return options_.files->WriteWhole(StatePath(), absl::StrCat(kMagic, HashOf(state), "\n", state));
+}
+
+absl::Status DiskStore::Forget() {
+  absl::Status removed = options_.files->Remove(StatePath());
+  if (lock_fd_ >= 0) {
+    removed.Update(options_.files->Remove(LockPath()));  // still held, so nobody has it
+    close(lock_fd_);
+    lock_fd_ = -1;
+  }
+  // Unless somebody else keeps something there.
+  absl::StatusOr<std::vector<std::string>> left = options_.files->List(options_.directory);
+  if (left.ok() && left->empty()) removed.Update(options_.files->Remove(options_.directory));
+  return removed;
+}
+
+}  // namespace parley

@@ -1,0 +1,75 @@
+// EtcdStore: a StateStore in etcd, for schedulers on several hosts of which one leads at a time.
+//
+//   /parley/JOB/leader  who leads, bound to the leader's lease: gone when the lease is
+//   /parley/JOB/state   the last state saved; written only while the writer's lease holds the first
+//
+// Open waits until nobody leads. The one that has it keeps its lease alive; if it cannot for as
+// long as the lease lasts, or the lease is gone, `on_lost` is called once: another may lead by
+// then, so this process must end without telling anybody. Saves fail with kFailedPrecondition then.
+//
+// Errors: as EtcdClient. Open: kUnavailable if etcd does not answer the first time. Save:
+// kResourceExhausted for a state that is too large for etcd (1.5 MiB by default).
+// Thread-safety: as OffloadedStore; give the loop two threads to offload to, so that a long work
+// elsewhere does not cost the lease.
+#ifndef PARLEY_SCHEDULER_ETCD_STORE_H_
+#define PARLEY_SCHEDULER_ETCD_STORE_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/functional/any_invocable.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "scheduler/etcd_client.h"
+#include "scheduler/offloaded_store.h"
+
+namespace parley {
+
+class EtcdStore : public OffloadedStore {
+ public:
+  struct Options {
+    std::vector<std::string> addresses;  // EtcdClient::ParseAddresses
+    std::string job;
+    std::string self;  // for people: "host:pid"
+    // How long a leader may be silent before another takes over. Shorter: a quicker change;
+    // longer: a leader outlives a longer hiccup of the network. Whole seconds, 2 at least.
+    absl::Duration ttl = absl::Seconds(5);
+    // Gets lines for people; may be null.
+    absl::AnyInvocable<void(const std::string&)> log = nullptr;
+    absl::AnyInvocable<void(const absl::Status&)> on_lost = nullptr;
+  };
+  explicit EtcdStore(Options options);
+
+  void Attach(Env* env) override;
+  absl::Status Forget() override;
+
+ protected:
+  absl::StatusOr<std::optional<std::string>> OpenNow() override;
+  absl::Status SaveNow(const std::string& state) override;
+  void OnOpened() override;
+
+ private:
+  std::string LeaderKey() const { return "/parley/" + options_.job + "/leader"; }
+  std::string StateKey() const { return "/parley/" + options_.job + "/state"; }
+  absl::Status Lead();
+  absl::Status NoMoreLeader() const;
+  void ScheduleBeat(absl::Duration after);
+  void Beat();
+  void OnBeat(absl::Duration asked, const absl::Status& status);
+
+  Options options_;
+  EtcdClient client_;
+  int64_t lease_ = 0;        // set by OpenNow, and from then on only read
+  std::string waiting_for_;  // OpenNow's: who leads
+
+  // Owned by the loop.
+  absl::Duration alive_;  // when the last proof of the lease was asked for
+  bool beating_ = false, lost_ = false;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_SCHEDULER_ETCD_STORE_H_

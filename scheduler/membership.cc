@@ -31,6 +31,10 @@ absl::StatusOr<Member*> Membership::Admit(NodeId node, const pb::Hello& hello, a
     known->last_heard = now;
     return known;
   }
+  if (std::find(gone_.begin(), gone_.end(), node) != gone_.end()) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "node %s was given up for dead; it has to be started again", ToString(node)));
+  }
   if (hello.node_name().size() > kMaxName || hello.endpoint().size() > kMaxName) {
     return absl::InvalidArgumentError(
         absl::StrFormat("a name of %d and an endpoint of %d bytes; allowed are %d each",
@@ -59,6 +63,7 @@ absl::StatusOr<Member*> Membership::AdmitServer(NodeId node, const pb::Hello& he
                         hello.shard(), hello.node_name(), shards_));
   }
   member.shard = hello.shard();
+  member.process = hello.process();
   auto known = process_rank_.find(hello.process());
   if (known == process_rank_.end()) {
     const uint32_t rank = PickRank(hello, server_ranks_, servers_wanted_);
@@ -81,11 +86,11 @@ absl::StatusOr<Member*> Membership::AdmitServer(NodeId node, const pb::Hello& he
 
 uint32_t Membership::PickRank(const pb::Hello& hello, const std::set<uint32_t>& taken,
                               uint32_t places) {
-  if (hello.has_wanted_rank() && hello.wanted_rank() < places &&
+  if (!hello.spare() && hello.has_wanted_rank() && hello.wanted_rank() < places &&
       !taken.contains(hello.wanted_rank())) {
     return hello.wanted_rank();
   }
-  uint32_t rank = 0;
+  uint32_t rank = hello.spare() ? places : 0;
   while (taken.contains(rank)) ++rank;
   return rank;
 }
@@ -156,21 +161,73 @@ bool Membership::workers_complete() const {
 
 void Membership::RemoveSpare(NodeId node) {
   auto found = members_.find(node);
-  if (found == members_.end() || !found->second.spare) return;
-  const Member& spare = found->second;
-  if (spare.role == pb::WORKER) {
-    worker_ranks_.erase(spare.rank);
-  } else {
-    // The other shards of its process keep the rank until they are silent, too.
-    const bool last = std::count_if(members_.begin(), members_.end(), [&](const auto& entry) {
-                        return entry.second.role == pb::SERVER && entry.second.rank == spare.rank;
-                      }) == 1;
-    if (last) {
-      server_ranks_.erase(spare.rank);
-      std::erase_if(process_rank_, [&](const auto& entry) { return entry.second == spare.rank; });
-    }
+  if (found != members_.end() && found->second.spare) Remove(node);
+}
+
+void Membership::Remove(NodeId node) {
+  auto found = members_.find(node);
+  if (found == members_.end()) return;
+  const Member& member = found->second;
+  if (member.role == pb::WORKER) {
+    worker_ranks_.erase(member.rank);
+  } else if (ShardsOf(member.process).size() == 1) {
+    // The other shards of its process keep the rank until they are gone, too.
+    server_ranks_.erase(member.rank);
+    process_rank_.erase(member.process);
   }
   members_.erase(found);
+  gone_.push_back(node);
+  if (gone_.size() > kMaxGone) gone_.pop_front();
+}
+
+std::vector<Member*> Membership::ShardsOf(uint64_t process) {
+  std::vector<Member*> found;
+  for (auto& [node, member] : members_) {
+    if (member.role == pb::SERVER && member.process == process) found.push_back(&member);
+  }
+  return found;
+}
+
+void Membership::Save(pb::SchedulerState* state) const {
+  for (const auto& [node, member] : members_) {
+    pb::MemberState* saved = state->add_member();
+    saved->set_node(Value(node));
+    saved->set_role(member.role);
+    saved->set_rank(member.rank);
+    saved->set_shard(member.shard);
+    saved->set_incarnation(member.incarnation);
+    saved->set_spare(member.spare);
+    saved->set_process(member.process);
+    saved->set_name(member.name);
+    saved->set_endpoint(member.endpoint);
+    saved->set_ready(member.ready);
+    saved->set_slow(member.slow);
+  }
+}
+
+void Membership::Load(const pb::SchedulerState& state, absl::Duration now) {
+  for (const pb::MemberState& saved : state.member()) {
+    Member member;
+    member.node = NodeId{saved.node()};
+    member.role = saved.role();
+    member.rank = saved.rank();
+    member.shard = saved.shard();
+    member.incarnation = saved.incarnation();
+    member.spare = saved.spare();
+    member.process = saved.process();
+    member.name = saved.name();
+    member.endpoint = saved.endpoint();
+    member.ready = saved.ready();
+    member.slow = saved.slow();
+    member.last_heard = now;
+    if (member.role == pb::SERVER) {
+      server_ranks_.insert(member.rank);
+      process_rank_[member.process] = member.rank;
+    } else {
+      worker_ranks_.insert(member.rank);
+    }
+    members_[member.node] = std::move(member);
+  }
 }
 
 std::string Membership::Missing() const {

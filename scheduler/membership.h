@@ -4,6 +4,7 @@
 #define PARLEY_SCHEDULER_MEMBERSHIP_H_
 
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <set>
 #include <string>
@@ -12,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/cluster.pb.h"
+#include "proto/scheduler.pb.h"
 #include "ps/base/ids.h"
 
 namespace parley {
@@ -22,7 +24,10 @@ struct Member {
   uint32_t rank = 0;   // servers: of the process; workers: of the worker
   uint32_t shard = 0;  // servers
   uint32_t incarnation = 1;
-  bool spare = false;    // admitted beyond what the experiment asks for; has no work
+  bool spare = false;    // has no work: beyond what the experiment asks for, or wants none yet
+  uint64_t process = 0;  // servers
+  bool ready = false;    // workers: has registered
+  bool slow = false;     // workers: gives its work away (slow_worker_factor)
   std::string name;      // "host:pid", as the node calls itself
   std::string endpoint;  // servers
   absl::Duration last_heard;
@@ -44,18 +49,27 @@ class Membership {
 
   // Admits a node, or finds it admitted already (HELLO may come twice). The errors are the reason
   // of the refusal: kFailedPrecondition: another job. kInvalidArgument: no role, no endpoint, a
-  // shard index beyond shards_per_server or taken. kFailedPrecondition: too many spares, too.
+  // shard index beyond shards_per_server or taken. kFailedPrecondition: too many spares, or a node
+  // that was removed: it has to come back under another NodeId.
   absl::StatusOr<Member*> Admit(NodeId node, const pb::Hello& hello, absl::Duration now);
 
   Member* Find(NodeId node);
   void Heard(NodeId node, absl::Duration now);
   // Forgets a spare, whose place another may take.
   void RemoveSpare(NodeId node);
+  // Forgets any node: it has died, or is let go. Its rank is free.
+  void Remove(NodeId node);
+
+  // For the state that outlives this process, and back. Whoever is there again was heard `now`.
+  void Save(pb::SchedulerState* state) const;
+  void Load(const pb::SchedulerState& state, absl::Duration now);
 
   // All that the experiment asks for, ordered by rank and shard; fewer while some are missing.
   std::vector<Member*> servers();
   std::vector<Member*> workers();
   std::vector<Member*> all();
+  // Shards of one server process.
+  std::vector<Member*> ShardsOf(uint64_t process);
 
   bool servers_complete() const;
   bool workers_complete() const;
@@ -72,6 +86,7 @@ class Membership {
   // free one.
   static uint32_t PickRank(const pb::Hello& hello, const std::set<uint32_t>& taken,
                            uint32_t places);
+  static constexpr size_t kMaxGone = 1024;
   absl::Status CheckSpares(pb::Role role) const;
 
   const std::string job_;
@@ -79,6 +94,7 @@ class Membership {
   std::map<NodeId, Member> members_;
   std::map<uint64_t, uint32_t> process_rank_;       // of server processes
   std::set<uint32_t> server_ranks_, worker_ranks_;  // taken
+  std::deque<NodeId> gone_;  // the newest that were removed: a HELLO of theirs is only late
 };
 
 }  // namespace parley

@@ -168,7 +168,11 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary) {
                          .Number("wire", shares.wire)
                          .Number("other", shares.other)
                          .str());
-  line.Count("frames_refused", summary.frames_refused)
+  line.Count("restarts", summary.restarts)
+      .Count("failovers", summary.failovers)
+      .Count("workers_replaced", summary.workers_replaced)
+      .Count("checkpoints", summary.checkpoints)
+      .Count("frames_refused", summary.frames_refused)
       .Text("weights_sha256", summary.weights_sha256);
   std::string tables;
   for (const TableSummary& table : summary.tables) {

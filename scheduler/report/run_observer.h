@@ -63,6 +63,10 @@ struct RunSummary {
   uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0,
            rpc_retries = 0;
   uint64_t max_staleness = 0;
+  uint32_t restarts = 0;             // roll-backs to a checkpoint or to the start
+  uint32_t failovers = 0;            // deaths of servers that copies made up for
+  uint32_t workers_replaced = 0;     // logical workers that went on at another node
+  uint32_t checkpoints = 0;          // written
   uint64_t frames_refused = 0;       // by servers: messages that were no valid frame
   std::string weights_sha256;        // of the dense table
   std::vector<TableSummary> tables;  // sparse ones, in the order of registration

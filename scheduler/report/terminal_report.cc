@@ -237,6 +237,11 @@ void TerminalReport::OnFinish(const RunSummary& summary) {
           absl::StrFormat("%.1f MiB", table.bytes / 0x1p20), ", digest ", table.digest));
     }
   }
+  if (summary.restarts + summary.failovers + summary.workers_replaced + summary.checkpoints > 0) {
+    Line(absl::StrCat("  survived    ", summary.failovers, " failovers, ", summary.restarts,
+                      " roll-backs, ", summary.workers_replaced, " workers replaced; ",
+                      summary.checkpoints, " checkpoints written"));
+  }
   if (!options_.run_dir.empty()) Line(absl::StrCat("  run         ", options_.run_dir));
 }
 

@@ -1,0 +1,112 @@
+#include "scheduler/rounds.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "ps/net/scheduler_link.h"
+
+namespace parley {
+
+Rounds::Rounds(Env* env, Rpc* rpc, absl::Duration deadline, Handlers handlers)
+    : env_(env), rpc_(rpc), deadline_(deadline), handlers_(std::move(handlers)) {}
+
+Rounds::~Rounds() { Cancel(); }
+
+void Rounds::Cancel() {
+  for (const auto& [node, call] : servers_) rpc_->Cancel(call);
+  for (const auto& [node, call] : workers_) rpc_->Cancel(call);
+  servers_.clear();
+  workers_.clear();
+}
+
+bool Rounds::OwnsAny(const pb::Assignment& assignment, NodeId node) {
+  const pb::PartitionMap& map = assignment.map();
+  for (const pb::TableMap& table : map.table()) {
+    for (uint32_t owner : table.owner()) {
+      if (map.shard(owner).node() == Value(node)) return true;
+    }
+  }
+  return false;
+}
+
+void Rounds::Run(pb::Assignment assignment, const std::vector<Target>& servers, bool skip) {
+  Cancel();
+  assignment_ = std::move(assignment);
+  // What an earlier round said of it is out of date.
+  assignment_.clear_worker_start();
+  assignment_.clear_worker_skip_below();
+  skip_ = skip;
+  began_ = env_->Now();
+  answers_.clear();
+  for (const Target& target : servers) {
+    Call(target, &servers_, [this](NodeId node, Frame answer) { OnServer(node, answer); });
+  }
+}
+
+void Rounds::Call(const Target& target, std::map<NodeId, CallId>* calls,
+                  absl::AnyInvocable<void(NodeId, Frame)> answered) {
+  Frame frame;
+  frame.header.set_kind(pb::ASSIGN);
+  frame.header.set_body(assignment_.SerializeAsString());
+  // Impatient: an answer takes no time, or is parked; and what one server misses all wait for.
+  CallOptions call{.deadline = deadline_,
+                   .attempt = absl::Milliseconds(200),
+                   .max_attempt = absl::Seconds(2),
+                   .what = "assignment to " + target.name};
+  (*calls)[target.node] =
+      rpc_->Call(target.node, std::move(frame), std::move(call),
+                 [this, calls, node = target.node,
+                  answered = std::move(answered)](absl::StatusOr<Frame> answer) mutable {
+                   if (!answer.ok()) {
+                     handlers_.on_error(node, answer.status());
+                     return;
+                   }
+                   calls->erase(node);
+                   answered(node, *std::move(answer));
+                 });
+}
+
+void Rounds::OnServer(NodeId node, const Frame& answer) {
+  pb::Assigned assigned;
+  // Only who owns partitions knows what is missing.
+  if (OwnsAny(assignment_, node) && ParseBody(answer, &assigned).ok()) {
+    answers_.push_back(std::move(assigned));
+  }
+  if (!servers_.empty()) return;
+  FillStarts();
+  handlers_.on_servers_ready(assignment_);
+  // The handler may have begun another round.
+  if (servers_.empty() && workers_.empty()) TellWorkers();
+}
+
+void Rounds::FillStarts() {
+  for (int rank = 0; rank < assignment_.worker_node_size(); ++rank) {
+    std::optional<uint64_t> lowest;
+    uint64_t highest = 0;
+    for (const pb::Assigned& answer : answers_) {
+      if (rank < answer.lowest_missing_size()) {
+        lowest = std::min(lowest.value_or(~uint64_t{0}), answer.lowest_missing(rank));
+      }
+      if (rank < answer.highest_missing_size()) {
+        highest = std::max(highest, answer.highest_missing(rank));
+      }
+    }
+    const uint64_t start = lowest.value_or(assignment_.restore().step());
+    assignment_.add_worker_start(start);
+    if (skip_) assignment_.add_worker_skip_below(std::max(start, highest));
+  }
+}
+
+void Rounds::TellWorkers() {
+  const std::vector<Target> targets = handlers_.workers_to_tell();
+  for (const Target& target : targets) {
+    Call(target, &workers_, [this](NodeId, Frame) {
+      if (workers_.empty()) Done();
+    });
+  }
+  if (targets.empty()) Done();
+}
+
+void Rounds::Done() { handlers_.on_done(env_->Now() - began_); }
+
+}  // namespace parley

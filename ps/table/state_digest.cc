@@ -26,7 +26,7 @@ uint64_t DigestBytes(const void* bytes, size_t size, uint64_t before) {
   const char* at = static_cast<const char*>(bytes);
   const char* const end = at + size;
   // The size: zeros at the end are not nothing.
-  uint64_t digest = KeyHash(before ^ kOut) + size * kIn;
+  uint64_t digest = KeyHash(KeyHash(before ^ kOut) + size);
   if (size >= 32) {
     uint64_t a = digest, b = digest + kIn, c = digest ^ kOut, d = digest - kOut;
     for (; end - at >= 32; at += 32) {

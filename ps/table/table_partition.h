@@ -2,8 +2,8 @@
 // what the server does with complete gradients and allowed reads.
 //
 // Owned by one loop; not thread-safe (the Buffers that Read returns are). What is no error of its
-// caller's is an exception: std::bad_alloc, out of Apply and EndStep, leaves a partition that
-// nobody may use any more, out of Read and SumOfSquares one that is as it was.
+// caller's is an exception: std::bad_alloc, out of Apply, EndStep and Load, leaves a partition that
+// nobody may use any more, out of what only reads one that is as it was.
 #ifndef PARLEY_PS_TABLE_TABLE_PARTITION_H_
 #define PARLEY_PS_TABLE_TABLE_PARTITION_H_
 
@@ -49,7 +49,7 @@ struct GradientView {
 // One gradient in the place of several: to apply it alone gives, bit for bit, what applying all of
 // them gives.
 struct SummedGradient {
-  Buffer keys;    // sparse: uint64, each once; dense: empty
+  Buffer keys;    // sparse: uint64, each once if they were; dense: empty
   Buffer values;  // float32: dense [size]; sparse [keys, dim]
 };
 
@@ -88,23 +88,22 @@ class TablePartition {
   virtual uint64_t version() const = 0;  // updates applied
   virtual uint64_t memory_bytes() const = 0;
 
-  // The sum of what would be Apply's argument, in memory of its own. REQUIRES: as Apply, and no
-  // gradient repeats a key.
+  // The sum of what would be Apply's argument, in memory of its own. REQUIRES: as Apply.
   virtual SummedGradient Sum(absl::Span<const GradientView> gradients) = 0;
 
   // Everything that decides what later updates and reads give: weights and slots; rows with their
-  // keys, slots and counts for eviction. A dense one's weights are a reference, the rest is copied.
-  // Throws std::bad_alloc; then nothing has changed.
+  // keys, slots and counts for eviction. Equal partitions give equal bytes. Of a dense one it takes
+  // references, and the next Apply writes elsewhere; of a sparse one, copies.
   virtual TableState Save() = 0;
   // The same, of the rows touched since the last MarkSaved, and the keys of those that are gone
-  // since ("removed"). Dense: as Save. Kept track of once MarkSaved was called; sparse only.
+  // since ("removed"). Everything, with header.changes_only() unset, if that is not known (there
+  // was no MarkSaved since the partition was made or loaded) or not less; dense: always.
   virtual TableState SaveChanges() = 0;
   virtual void MarkSaved() = 0;
-  // Becomes what was saved; changes are applied to what is there. kInvalidArgument names an array
-  // that is missing or does not fit; then the partition is not to be used. REQUIRES: a partition of
-  // the same table and index.
+  // Becomes what was saved; changes are applied to what is there. Anything may be in `state`:
+  // kInvalidArgument names what is missing or does not fit; then the partition is as it was.
   virtual absl::Status Load(const TableState& state) = 0;
-  // The same for equal states, whatever the order in which rows came.
+  // The same for equal states, whatever the order in which rows came; else another. Reads all.
   virtual uint64_t Digest() const = 0;
 
   // Adds what this partition holds to `rows` (sparse; dense: nothing).

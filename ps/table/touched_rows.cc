@@ -10,8 +10,7 @@ void TouchedRows::Begin(uint64_t rows) {
   const int bits = std::clamp<int>(std::bit_width(rows) + 3, 12, 40);
   shift_ = 64 - bits;
   max_gone_ = std::max(kMinGone, 2 * rows);
-  gone_.clear();
-  gone_.shrink_to_fit();
+  gone_ = std::vector<uint64_t>();
   try {
     bits_.assign((size_t{1} << bits) / 64, 0);
   } catch (const std::bad_alloc&) {
@@ -20,8 +19,8 @@ void TouchedRows::Begin(uint64_t rows) {
 }
 
 void TouchedRows::Stop() {
-  bits_ = {};
-  gone_ = {};
+  bits_ = std::vector<uint64_t>();  // gives back the memory, which {} would not
+  gone_ = std::vector<uint64_t>();
 }
 
 void TouchedRows::Remove(uint64_t hash) {

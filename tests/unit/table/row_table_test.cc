@@ -3,6 +3,7 @@
 
 #include <sys/resource.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -250,6 +251,32 @@ TEST(BlockMemoryTest, KeepsWhatIsAliveWhereItIsTold) {
     ASSERT_EQ(end, id);
   }
   EXPECT_GT(memory.bytes(), in_use);
+}
+
+// As a saved state brings them.
+TEST(RowTableTest, RowsThatComeInOrderFindRoom) {
+  constexpr uint64_t kRows = 60000;
+  std::vector<uint64_t> hashes;
+  for (uint64_t key = 0; key < kRows; ++key) hashes.push_back(KeyHash(key));
+  RowTable any_order(0, 0, 8), in_order(0, 0, 8), unexpected(0, 0, 8);
+  for (const uint64_t hash : hashes) std::memcpy(any_order.Insert(hash), &hash, 8);
+  std::sort(hashes.begin(), hashes.end());
+  in_order.Expect(kRows);
+  for (const uint64_t hash : hashes) std::memcpy(in_order.Insert(hash), &hash, 8);
+  in_order.Expect(0);
+  for (const uint64_t hash : hashes) std::memcpy(unexpected.Insert(hash), &hash, 8);
+  EXPECT_EQ(any_order.overflow_rows(), 0u);
+  EXPECT_EQ(in_order.overflow_rows(), 0u);
+  EXPECT_GT(unexpected.overflow_rows(), 0u);
+  EXPECT_EQ(in_order.directory_size(), any_order.directory_size());
+  for (const RowTable* table : {&any_order, &in_order, &unexpected}) {
+    std::vector<uint64_t> visited;
+    table->ForEachInOrder([&](uint64_t hash, const uint8_t* row) {
+      EXPECT_EQ(std::memcmp(row, &hash, 8), 0);
+      visited.push_back(hash);
+    });
+    EXPECT_EQ(visited, hashes);
+  }
 }
 
 }  // namespace

@@ -306,8 +306,7 @@ absl::Status SparsePartition::Load(const TableState& state) {
     if (loaded.changes) rows_.Find(&hash, 1, &row);
     if (row == nullptr) row = rows_.Insert(hash);
     // What no column fills are the bytes between narrow weights and slots.
-    std::memset(row + format_.weight_bytes, 0,
-                std::min(format_.slots_at, format_.bytes) - format_.weight_bytes);
+    std::memset(row + format_.weight_bytes, 0, format_.slots_at - format_.weight_bytes);
     for (size_t c = 0; c < loaded.columns.size(); ++c) {
       const Column& column = loaded.columns[c];
       std::memcpy(row + column.at, loaded.values[c] + i * column.bytes, column.bytes);

@@ -1,5 +1,6 @@
 #include "ps/table/state_digest.h"
 
+#include <array>
 #include <bit>
 #include <cstring>
 
@@ -11,6 +12,9 @@ namespace {
 // Odd, and with about as many ones as zeros: the fractions of the square roots of 2 and 3.
 constexpr uint64_t kIn = 0x6A09E667F3BCC909;
 constexpr uint64_t kOut = 0xBB67AE8584CAA73B;
+// So many multiplications are under way at a time.
+constexpr size_t kLanes = 8;
+constexpr size_t kStripe = kLanes * 8;
 
 uint64_t Load(const char* at, size_t size = 8) {
   uint64_t word = 0;
@@ -18,6 +22,8 @@ uint64_t Load(const char* at, size_t size = 8) {
   return word;
 }
 
+// Two multiplications, so that what one bit of a word does is never what a few bits of the next
+// word undo.
 uint64_t Mixed(uint64_t lane, uint64_t word) { return std::rotl(lane + word * kIn, 31) * kOut; }
 
 }  // namespace
@@ -27,15 +33,13 @@ uint64_t DigestBytes(const void* bytes, size_t size, uint64_t before) {
   const char* const end = at + size;
   // The size: zeros at the end are not nothing.
   uint64_t digest = KeyHash(KeyHash(before ^ kOut) + size);
-  if (size >= 32) {
-    uint64_t a = digest, b = digest + kIn, c = digest ^ kOut, d = digest - kOut;
-    for (; end - at >= 32; at += 32) {
-      a = Mixed(a, Load(at));
-      b = Mixed(b, Load(at + 8));
-      c = Mixed(c, Load(at + 16));
-      d = Mixed(d, Load(at + 24));
+  if (size >= kStripe) {
+    std::array<uint64_t, kLanes> lanes;
+    for (size_t i = 0; i < kLanes; ++i) lanes[i] = digest + i * kIn;
+    for (; static_cast<size_t>(end - at) >= kStripe; at += kStripe) {
+      for (size_t i = 0; i < kLanes; ++i) lanes[i] = Mixed(lanes[i], Load(at + i * 8));
     }
-    digest = Mixed(Mixed(Mixed(a, b), c), d);
+    for (const uint64_t lane : lanes) digest = Mixed(digest, lane);
   }
   for (; end - at >= 8; at += 8) digest = Mixed(digest, Load(at));
   if (at != end) digest = Mixed(digest, Load(at, static_cast<size_t>(end - at)));

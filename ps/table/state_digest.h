@@ -1,8 +1,8 @@
 // DigestBytes: 64 bits that stand for a run of bytes, to find out whether two copies are the same.
 //
-// Four lanes of eight bytes, each a chain of additions, rotations and odd multiplications as in
-// XXH64 (Collet): a step is a bijection of its lane and of its word, so that a change of one word
-// alone always shows. About 4 bytes a cycle. Not cryptographic: it finds accidents, not enemies.
+// Eight lanes of eight bytes, each a chain of additions, rotations and odd multiplications. A step
+// is a bijection of its lane and of its word, and so is all that follows: a change of one word
+// alone always shows. Some 4 bytes a cycle. Not cryptographic: it finds accidents, not enemies.
 // Pure function, thread-safe.
 #ifndef PARLEY_PS_TABLE_STATE_DIGEST_H_
 #define PARLEY_PS_TABLE_STATE_DIGEST_H_

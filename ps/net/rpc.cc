@@ -68,8 +68,8 @@ void Rpc::SetIdentity(uint64_t job, uint32_t incarnation, uint32_t rank) {
 void Rpc::Stamp(uint64_t request_id, pb::FrameHeader* header) const {
   header->set_request_id(request_id);
   header->set_job(job_);
-  header->set_incarnation(incarnation_);
-  header->set_rank(rank_);
+  if (!header->has_incarnation()) header->set_incarnation(incarnation_);
+  if (!header->has_rank()) header->set_rank(rank_);
 }
 
 CallId Rpc::Call(NodeId to, Frame request, CallOptions options, Callback callback) {
@@ -181,6 +181,8 @@ std::string Rpc::ParkedFor(CallId id) const {
 void Rpc::Reply(NodeId to, const pb::FrameHeader& request, Frame answer) {
   if (request.request_id() == 0) return;  // one-way: nobody waits
   if (answer.header.kind() != pb::PARKED) answer.header.set_kind(pb::REPLY);
+  answer.header.clear_incarnation();  // an answer is this node's own, whatever it was made from
+  answer.header.clear_rank();
   Stamp(request.request_id(), &answer.header);
   // A lost answer is as good as a lost request: the asker asks again. One that can never be sent is
   // an error to tell.
@@ -242,6 +244,9 @@ void Rpc::OnAnswer(NodeId from, Frame frame, const absl::Status& admitted) {
     call.parked = true;
     call.waiting_for = frame.header.status_message();
     ArmAttempt(id, call.options.max_attempt);
+    // Last, since the call may be over when it returns.
+    auto on_parked = std::exchange(call.options.on_parked, nullptr);
+    if (on_parked) on_parked();
     return;
   }
   absl::Status status = StatusOf(frame.header);

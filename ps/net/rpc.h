@@ -35,6 +35,9 @@ struct CallOptions {
   absl::Duration max_attempt = absl::Seconds(8);
   // What is asked of whom, for the error: "push of step 7 to server 1".
   std::string what;
+  // May be empty. Runs at the first PARKED, once a call; it may start and cancel calls, this one,
+  // too.
+  absl::AnyInvocable<void()> on_parked = nullptr;
 };
 
 struct RpcCounters {
@@ -53,6 +56,8 @@ class Rpc {
   Rpc& operator=(const Rpc&) = delete;
 
   // What every outgoing header carries from now on (job, incarnation, rank); zero before admission.
+  // A request or a one-way frame that comes with an incarnation or a rank of its own keeps it: a
+  // node may host several logical workers.
   void SetIdentity(uint64_t job, uint32_t incarnation, uint32_t rank);
 
   // Sends `request` (kind, tick, parts ... set; request_id and identity are filled in here) and

@@ -20,14 +20,15 @@ struct ClientCore {
   Env* env = nullptr;
   ShardQueues* queues = nullptr;
   BufferPool* pool = nullptr;
-  uint64_t epoch = 0;  // of the partition map
+  uint64_t epoch = 0;            // of the partition map
+  std::vector<uint32_t> shards;  // that it names: their numbers in the queues
   uint64_t max_request_bytes = 0;
   uint64_t max_part_bytes = 0;
-  std::vector<KnownLists> known;  // by shard
+  std::vector<KnownLists> known;  // by shard; empty for those that are not in the map
   PsClient::Counters counters;
 };
 
-// A table's number, and by partition which shard owns it.
+// A table's number, and by partition which shard owns it: its number in the queues.
 struct TableRoute {
   uint32_t table = 0;
   std::vector<uint32_t> owner;

@@ -38,14 +38,11 @@ class DenseClient::Request : public ShardRequest {
     // Small pushes leave as they came.
     if (!pushes || !small) step = pushes ? PushPlace(tick) : PullPlace(pull_tick);
     if (!small) rank = 1 + *std::min_element(partitions.begin(), partitions.end());  // sparse: 0
-    for (uint32_t partition : partitions) {
-      pull_bytes += table_->layout_->partition(partition).size() * sizeof(float);
-      if (pushes && weight > 0) push_bytes += table_->encoder_.BytesOf(partition);
-    }
+    CountBytes();
   }
 
   bool MayLeave() const override {
-    return kind == Kind::kPull ||
+    return kind == Kind::kPull || !sequences_.empty() ||
            std::all_of(partitions.begin(), partitions.end(),
                        [this](uint32_t p) { return table_->streams_[p].HasRoom(); });
   }
@@ -64,14 +61,16 @@ class DenseClient::Request : public ShardRequest {
     header.set_table(table_->route_.table);
     header.set_epoch(table_->core_->epoch);
     const bool raw = pull_tick == kFinalTick;
-    for (uint32_t partition : partitions) {
+    const bool first_time = sequences_.empty();
+    for (size_t i = 0; i < partitions.size(); ++i) {
+      const uint32_t partition = partitions[i];
       pb::Part* part = header.add_part();
       part->set_partition(partition);
       if (kind != Kind::kPush) table_->decoder_.Ask(raw, part);
       if (kind == Kind::kPull) continue;
       part->set_count(0);
-      sequences_.push_back(table_->streams_[partition].Take());
-      part->set_sequence(sequences_.back());
+      if (first_time) sequences_.push_back(table_->streams_[partition].Take());
+      part->set_sequence(sequences_[i]);
       part->set_acked_below(table_->streams_[partition].acked_below());
     }
     if (kind == Kind::kPull) {
@@ -83,8 +82,9 @@ class DenseClient::Request : public ShardRequest {
     header.set_tick(tick);
     header.set_weight(weight);
     if (kind == Kind::kPushPull) header.set_pull_tick(pull_tick);
-    if (weight > 0) frame.payload = table_->encoder_.Encode(partitions, gradients, &header);
+    if (weight > 0) first_time ? Encode(&header) : NameValues(&header);
     gradients = Buffer();
+    frame.payload = payload_;
     sent_bytes_ = frame.payload_bytes();
     return frame;
   }
@@ -107,7 +107,38 @@ class DenseClient::Request : public ShardRequest {
     return kind == Kind::kPull && pull_tick == kFinalTick && absl::IsDeadlineExceeded(error);
   }
 
+  bool BelongsTo(uint32_t shard) const override {
+    return std::all_of(partitions.begin(), partitions.end(), [this, shard](uint32_t partition) {
+      return table_->route_.owner[partition] == shard;
+    });
+  }
+
+  std::vector<Piece> SplitByOwner() override {
+    const std::vector<Buffer> values = ValuesSent();
+    std::vector<Piece> pieces;
+    std::vector<Request*> by_shard(table_->core_->queues->shards());
+    for (size_t i = 0; i < partitions.size(); ++i) {
+      const uint32_t shard = table_->route_.owner[partitions[i]];
+      Request*& piece = by_shard[shard];
+      if (piece == nullptr) {
+        auto made = std::make_unique<Request>(table_, kind);
+        piece = made.get();
+        piece->TakePlaceOf(*this);
+        pieces.push_back({shard, std::move(made)});
+      }
+      piece->partitions.push_back(partitions[i]);
+      if (!sequences_.empty()) piece->sequences_.push_back(sequences_[i]);
+      if (!values.empty()) piece->payload_.push_back(values[i]);
+      if (!value_bytes_.empty()) piece->value_bytes_.push_back(value_bytes_[i]);
+    }
+    for (Request* piece : by_shard) {
+      if (piece != nullptr) piece->CountBytes();
+    }
+    return pieces;
+  }
+
   absl::Status OnAnswer(Frame answer) override {
+    payload_.clear();  // given back before a callback may want to use the arena again
     if (kind != Kind::kPush) {
       absl::Status status = table_->TakeAnswer(partitions, answer);
       if (!status.ok()) return status;
@@ -124,8 +155,64 @@ class DenseClient::Request : public ShardRequest {
   }
 
  private:
+  void CountBytes() {
+    push_bytes = pull_bytes = 0;
+    for (uint32_t partition : partitions) {
+      pull_bytes += table_->layout_->partition(partition).size() * sizeof(float);
+      if (kind != Kind::kPull && weight > 0) push_bytes += table_->encoder_.BytesOf(partition);
+    }
+  }
+
+  void TakePlaceOf(const Request& whole) {
+    small = whole.small;
+    step = whole.step;
+    rank = whole.rank;
+    pull_tick = whole.pull_tick;
+    tick = whole.tick;
+    weight = whole.weight;
+    gradients = whole.gradients;
+  }
+
+  // Once, since a residual moves on: what travels now is what travels after a move.
+  void Encode(pb::FrameHeader* header) {
+    payload_ = table_->encoder_.Encode(partitions, gradients, header);
+    if (!header->part(0).has_value_bytes()) return;
+    for (const pb::Part& part : header->part()) value_bytes_.push_back(part.value_bytes());
+  }
+
+  void NameValues(pb::FrameHeader* header) const {
+    for (size_t i = 0; i < partitions.size(); ++i) {
+      pb::Part* part = header->mutable_part(static_cast<int>(i));
+      part->set_count(table_->layout_->partition(partitions[i]).size());
+      if (!value_bytes_.empty()) part->set_value_bytes(value_bytes_[i]);
+    }
+  }
+
+  // By partition: slices of the payload; none if there is no payload.
+  std::vector<Buffer> ValuesSent() const {
+    std::vector<Buffer> values;
+    if (payload_.empty()) return values;
+    size_t buffer = 0;
+    uint64_t offset = 0;
+    for (size_t i = 0; i < partitions.size(); ++i) {
+      const uint64_t bytes = value_bytes_.empty()
+                                 ? table_->layout_->partition(partitions[i]).size() * sizeof(float)
+                                 : value_bytes_[i];
+      if (offset == payload_[buffer].size()) {
+        ++buffer;
+        offset = 0;
+      }
+      values.push_back(payload_[buffer].Slice(offset, bytes));
+      offset += bytes;
+    }
+    return values;
+  }
+
   DenseClient* const table_;
-  std::vector<uint64_t> sequences_;  // by partition
+  // Of a push that has left once:
+  std::vector<uint64_t> sequences_;    // by partition
+  std::vector<uint64_t> value_bytes_;  // by partition, where a codec makes them
+  std::vector<Buffer> payload_;
   uint64_t sent_bytes_ = 0;
 };
 

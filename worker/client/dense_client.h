@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -23,6 +24,9 @@ class DenseClient : public DenseTable {
   static absl::StatusOr<std::unique_ptr<DenseClient>> Create(ClientCore* core,
                                                              const pb::TableSpec& table,
                                                              TableRoute route);
+
+  // Partitions have moved; what is under way is looked at by the queues, which are paused.
+  void SetRoute(TableRoute route) { route_ = std::move(route); }
 
   const DenseLayout& layout() const override { return *layout_; }
   void Pull(uint64_t tick, float* parameters, OnArrived on_arrived, OnPulled done) override;
@@ -53,10 +57,12 @@ class DenseClient : public DenseTable {
 
   ClientCore* const core_;
   const std::unique_ptr<DenseLayout> layout_;
-  const TableRoute route_;
+  TableRoute route_;
   DensePushEncoder encoder_;
   DensePullDecoder decoder_;
-  bool small_ = true;                // all of it, at each shard: the lane for small messages
+  // All of it, at each shard of the first map: the lane for small messages. For good, since all
+  // pushes of a partition take one lane.
+  bool small_ = true;
   std::vector<PushStream> streams_;  // by partition
   OpenPull pull_;
 };

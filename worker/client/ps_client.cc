@@ -1,82 +1,59 @@
 #include "worker/client/ps_client.h"
 
+#include <algorithm>
 #include <cassert>
 #include <map>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_format.h"
 #include "ps/base/sparse_layout.h"
 #include "worker/client/client_core.h"
 #include "worker/client/dense_client.h"
+#include "worker/client/leaving.h"
 #include "worker/client/shard_queues.h"
 #include "worker/client/sparse_client.h"
 
 namespace parley {
 namespace {
 
-// The owners of `spec`'s partitions, as the map says.
-absl::StatusOr<TableRoute> RouteOf(const pb::TableSpec& spec, const pb::PartitionMap& map) {
-  absl::StatusOr<uint32_t> partitions = TablePartitions(spec);
-  if (!partitions.ok()) return partitions.status();
+// The owners of a table's partitions, as indexes into the map's shards.
+absl::StatusOr<TableRoute> RouteOf(uint32_t table, uint32_t partitions,
+                                   const pb::PartitionMap& map) {
   for (const pb::TableMap& owners : map.table()) {
-    if (owners.table() != spec.id()) continue;
-    if (static_cast<uint32_t>(owners.owner_size()) != *partitions) {
+    if (owners.table() != table) continue;
+    if (static_cast<uint32_t>(owners.owner_size()) != partitions) {
       return absl::InvalidArgumentError(
           absl::StrFormat("assignment: the map of table %d has %d owners, expected is one for each "
                           "of %d partitions",
-                          spec.id(), owners.owner_size(), *partitions));
+                          table, owners.owner_size(), partitions));
     }
-    TableRoute route{.table = spec.id(), .owner = {}};
+    TableRoute route{.table = table, .owner = {}};
     for (uint32_t owner : owners.owner()) {
       if (owner >= static_cast<uint32_t>(map.shard_size())) {
         return absl::InvalidArgumentError(absl::StrFormat(
             "assignment: partition %d of table %d is owned by shard %d, allowed is less than %d",
-            route.owner.size(), spec.id(), owner, map.shard_size()));
+            route.owner.size(), table, owner, map.shard_size()));
       }
       route.owner.push_back(owner);
     }
     return route;
   }
   return absl::InvalidArgumentError(
-      absl::StrFormat("assignment: it has no partition map of table %d", spec.id()));
+      absl::StrFormat("assignment: it has no partition map of table %d", table));
 }
-
-class LeaveRequest : public ShardRequest {
- public:
-  LeaveRequest(const ClientCore* core, uint64_t after_tick, absl::AnyInvocable<void()> done)
-      : ShardRequest(Kind::kLeave), core_(core), after_tick_(after_tick), done_(std::move(done)) {
-    small = true;
-  }
-
-  Frame MakeFrame() override {
-    Frame frame;
-    frame.header.set_kind(pb::LEAVE);
-    frame.header.set_epoch(core_->epoch);
-    pb::Leave leave;
-    leave.set_after_tick(after_tick_);
-    frame.header.set_body(leave.SerializeAsString());
-    return frame;
-  }
-  std::string What(const std::string& shard) const override {
-    return absl::StrFormat("leave after %d steps to %s", after_tick_, shard);
-  }
-  absl::Status OnAnswer(Frame) override {
-    done_();
-    return absl::OkStatus();
-  }
-
- private:
-  const ClientCore* const core_;
-  const uint64_t after_tick_;
-  absl::AnyInvocable<void()> done_;
-};
 
 class PsClientImpl : public PsClient {
  public:
   PsClientImpl(Env* env, Rpc* rpc, Options options)
-      : queues_(rpc, {.progress_timeout = options.progress_timeout,
-                      .on_error = std::move(options.on_error),
-                      .log = std::move(options.log)}) {
+      : leaving_(&core_),
+        queues_(env, rpc,
+                {.rank = options.rank,
+                 .incarnation = options.incarnation,
+                 .progress_timeout = options.progress_timeout,
+                 .on_error = std::move(options.on_error),
+                 .log = std::move(options.log)}) {
     core_.env = env;
     core_.queues = &queues_;
     core_.pool = options.pool != nullptr ? options.pool : &own_pool_;
@@ -85,26 +62,52 @@ class PsClientImpl : public PsClient {
   }
 
   absl::Status Init(const pb::Assignment& assignment) {
-    core_.epoch = assignment.map().epoch();
-    for (const pb::ShardAddress& shard : assignment.map().shard()) {
-      queues_.AddShard(NodeId{shard.node()},
-                       absl::StrFormat("server %d shard %d (%s)", shard.server_rank(),
-                                       shard.shard(), shard.endpoint()));
-    }
-    core_.known.resize(queues_.shards());
     for (const pb::TableSpec& spec : assignment.table()) {
-      absl::StatusOr<TableRoute> route = RouteOf(spec, assignment.map());
-      if (!route.ok()) return route.status();
+      absl::StatusOr<uint32_t> partitions = TablePartitions(spec);
+      if (!partitions.ok()) return partitions.status();
+      routes_[spec.id()].owner.resize(*partitions);
+    }
+    absl::StatusOr<Routes> routes = RoutesOf(assignment.map());
+    if (!routes.ok()) return routes.status();
+    TakeShards(assignment.map(), &*routes);
+    routes_ = *std::move(routes);
+    for (const pb::TableSpec& spec : assignment.table()) {
+      const TableRoute& route = routes_[spec.id()];
       if (spec.has_sparse()) {
-        auto table = SparseClient::Create(&core_, spec, *std::move(route));
+        auto table = SparseClient::Create(&core_, spec, route);
         if (!table.ok()) return table.status();
         sparse_[spec.id()] = *std::move(table);
         continue;
       }
-      auto table = DenseClient::Create(&core_, spec, *std::move(route));
+      auto table = DenseClient::Create(&core_, spec, route);
       if (!table.ok()) return table.status();
       dense_[spec.id()] = *std::move(table);
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status OnMap(const pb::PartitionMap& map) override {
+    if (map.epoch() <= core_.epoch) return absl::OkStatus();
+    absl::StatusOr<Routes> routes = RoutesOf(map);
+    if (!routes.ok()) return routes.status();
+    queues_.Pause();
+    TakeShards(map, &*routes);
+    std::set<uint32_t> gained;
+    for (const auto& [table, route] : *routes) {
+      const TableRoute& before = routes_[table];
+      for (size_t p = 0; p < route.owner.size(); ++p) {
+        if (route.owner[p] != before.owner[p]) gained.insert(route.owner[p]);
+      }
+      if (const auto found = dense_.find(table); found != dense_.end()) {
+        found->second->SetRoute(route);
+      } else {
+        sparse_.at(table)->SetRoute(route);
+      }
+    }
+    routes_ = *std::move(routes);
+    leaving_.OnMap(gained);
+    queues_.Reroute();
+    leaving_.EndIfAllAnswered();
     return absl::OkStatus();
   }
 
@@ -123,25 +126,52 @@ class PsClientImpl : public PsClient {
 
   void Leave(uint64_t after_tick, absl::AnyInvocable<void()> done) override {
     assert(queues_.pushes_open() == 0);
-    leaves_missing_ = queues_.shards();
-    on_left_ = std::move(done);
-    for (uint32_t shard = 0; shard < queues_.shards(); ++shard) {
-      queues_.Enqueue(shard, std::make_unique<LeaveRequest>(&core_, after_tick, [this] {
-                        if (--leaves_missing_ == 0) std::exchange(on_left_, nullptr)();
-                      }));
-    }
+    leaving_.Begin(after_tick, std::move(done));
   }
 
   std::string WaitingFor() const override { return queues_.WaitingFor(); }
   const Counters& counters() const override { return core_.counters; }
 
  private:
+  using Routes = std::map<uint32_t, TableRoute>;  // by table
+
+  // Of the tables that are known. Owners are indexes into the map's shards.
+  absl::StatusOr<Routes> RoutesOf(const pb::PartitionMap& map) const {
+    Routes routes;
+    for (const auto& [table, known] : routes_) {
+      auto route = RouteOf(table, static_cast<uint32_t>(known.owner.size()), map);
+      if (!route.ok()) return route.status();
+      routes[table] = *std::move(route);
+    }
+    return routes;
+  }
+
+  // The map's shards are those of the core from now on, and the owners in `routes` their numbers.
+  void TakeShards(const pb::PartitionMap& map, Routes* routes) {
+    core_.epoch = map.epoch();
+    core_.shards.clear();
+    for (const pb::ShardAddress& shard : map.shard()) {
+      core_.shards.push_back(queues_.AddShard(
+          NodeId{shard.node()}, absl::StrFormat("server %d shard %d (%s)", shard.server_rank(),
+                                                shard.shard(), shard.endpoint())));
+    }
+    core_.known.resize(queues_.shards());
+    for (uint32_t shard = 0; shard < core_.known.size(); ++shard) {
+      if (std::find(core_.shards.begin(), core_.shards.end(), shard) == core_.shards.end()) {
+        core_.known[shard] = KnownLists();
+      }
+    }
+    for (auto& [table, route] : *routes) {
+      for (uint32_t& owner : route.owner) owner = core_.shards[owner];
+    }
+  }
+
   BufferPool own_pool_;
   ClientCore core_;
   std::map<uint32_t, std::unique_ptr<DenseClient>> dense_;
   std::map<uint32_t, std::unique_ptr<SparseClient>> sparse_;
-  size_t leaves_missing_ = 0;
-  absl::AnyInvocable<void()> on_left_;
+  Routes routes_;  // by the newest map
+  Leaving leaving_;
   ShardQueues queues_;  // goes first: its requests refer to the tables
 };
 

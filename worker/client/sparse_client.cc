@@ -80,6 +80,12 @@ std::unique_ptr<KeySplit> SparseClient::Split(absl::Span<const uint64_t> keys) {
   return split;
 }
 
+void SparseClient::SetRoute(TableRoute route) {
+  updates_.FlushAll();
+  shared_.route = std::move(route);
+  updates_.OnShards();
+}
+
 void SparseClient::Pull(uint64_t tick, absl::Span<const uint64_t> keys, float* rows,
                         OnPulled done) {
   if (shared_.core->queues->failed()) return;
@@ -110,8 +116,8 @@ void SparseClient::Pull(uint64_t tick, absl::Span<const uint64_t> keys, float* r
       if (open[shard] == nullptr) {
         open[shard] = std::make_unique<SparseRequest>(
             &shared_, ShardRequest::Kind::kPull, shard,
-            [this, call](const SparseRequest& request, Frame answer) {
-              return TakeRows(*call, request, answer);
+            [this, call](const SparseRequest& request, Frame answer, bool last) {
+              return TakeRows(*call, request, answer, last);
             });
         open[shard]->pull_tick = tick;
         open[shard]->bytes = split.key_bytes;
@@ -147,7 +153,7 @@ void SparseClient::SendPull(const std::shared_ptr<PullCall>& call, uint32_t shar
 
 // Checks the answer as a whole, then brings its rows to where they were asked for.
 absl::Status SparseClient::TakeRows(PullCall& call, const SparseRequest& request,
-                                    const Frame& answer) {
+                                    const Frame& answer, bool last) {
   const std::vector<SparseRequest::Run>& runs = request.runs;
   if (static_cast<size_t>(answer.header.part_size()) != runs.size()) {
     return absl::InvalidArgumentError(
@@ -191,7 +197,7 @@ absl::Status SparseClient::TakeRows(PullCall& call, const SparseRequest& request
     result.min_version = std::min(result.min_version, part.version());
     result.max_version = std::max(result.max_version, part.version());
   }
-  if (--call.missing == 0) FinishPull(call);
+  if (last && --call.missing == 0) FinishPull(call);
   return absl::OkStatus();
 }
 
@@ -246,12 +252,13 @@ void SparseClient::SendPush(const std::shared_ptr<PushCall>& call,
                             const std::vector<uint32_t>& partitions, const float* gradients) {
   const KeySplit& split = *call->split;
   const uint32_t shard = shared_.route.owner[partitions.front()];
-  auto request = std::make_unique<SparseRequest>(&shared_, ShardRequest::Kind::kPush, shard,
-                                                 [call](const SparseRequest&, const Frame&) {
-                                                   if (--call->missing == 0 && call->done)
-                                                     call->done();
-                                                   return absl::OkStatus();
-                                                 });
+  auto request =
+      std::make_unique<SparseRequest>(&shared_, ShardRequest::Kind::kPush, shard,
+                                      [call](const SparseRequest&, const Frame&, bool last) {
+                                        if (last && --call->missing == 0 && call->done)
+                                          call->done();
+                                        return absl::OkStatus();
+                                      });
   request->tick = call->tick;
   request->weight = call->weight;
   request->encoded = !encoder_.plain();

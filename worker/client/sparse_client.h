@@ -26,6 +26,10 @@ class SparseClient : public SparseTable {
                                                               const pb::TableSpec& table,
                                                               TableRoute route);
 
+  // Partitions have moved, and there may be more shards; what is under way is looked at by the
+  // queues, which are paused.
+  void SetRoute(TableRoute route);
+
   uint32_t dim() const override { return shared_.layout.dim(); }
   void Pull(uint64_t tick, absl::Span<const uint64_t> keys, float* rows, OnPulled done) override;
   void Push(uint64_t tick, double weight, absl::Span<const uint64_t> keys, const float* gradients,
@@ -47,7 +51,8 @@ class SparseClient : public SparseTable {
   std::unique_ptr<KeySplit> Split(absl::Span<const uint64_t> keys);
   void SendPull(const std::shared_ptr<PullCall>& call, uint32_t shard,
                 std::unique_ptr<SparseRequest> request);
-  absl::Status TakeRows(PullCall& call, const SparseRequest& request, const Frame& answer);
+  absl::Status TakeRows(PullCall& call, const SparseRequest& request, const Frame& answer,
+                        bool last);
   void FinishPull(PullCall& call);
   std::vector<std::vector<uint32_t>> PushGroups(const KeySplit& split) const;
   void SendPush(const std::shared_ptr<PushCall>& call, const std::vector<uint32_t>& partitions,

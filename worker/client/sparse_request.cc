@@ -113,6 +113,42 @@ bool SparseRequest::TryAgain(const absl::Status& error) {
   return true;
 }
 
+bool SparseRequest::BelongsTo(uint32_t shard) const {
+  return std::all_of(runs.begin(), runs.end(), [this, shard](const Run& run) {
+    return shared_->route.owner[run.partition] == shard;
+  });
+}
+
+// All pieces refer to the same bytes. What a shard knows of their lists is looked up anew.
+std::vector<ShardRequest::Piece> SparseRequest::SplitByOwner() {
+  std::vector<Piece> pieces;
+  std::vector<SparseRequest*> by_shard(shared_->core->queues->shards());
+  for (size_t i = 0; i < runs.size(); ++i) {
+    const uint32_t shard = shared_->route.owner[runs[i].partition];
+    SparseRequest*& piece = by_shard[shard];
+    if (piece == nullptr) {
+      piece = new SparseRequest(shared_, kind, shard, whole_);
+      pieces.push_back({shard, std::unique_ptr<ShardRequest>(piece)});
+      piece->tick = tick;
+      piece->weight = weight;
+      piece->encoded = encoded;
+      piece->bytes = bytes;
+      piece->small = small;
+      piece->step = step;
+      piece->rank = rank;
+      piece->pull_tick = pull_tick;
+    }
+    piece->runs.push_back(runs[i]);
+    if (!sequences_.empty()) piece->sequences_.push_back(sequences_[i]);
+    piece->push_bytes += runs[i].keys * sizeof(uint64_t) + runs[i].value_bytes;
+    if (kind == Kind::kPull) {
+      piece->pull_bytes += uint64_t{runs[i].keys} * shared_->layout.dim() * sizeof(float);
+    }
+  }
+  whole_->missing += pieces.size() - 1;
+  return pieces;
+}
+
 absl::Status SparseRequest::OnAnswer(Frame answer) {
   for (const Run& run : runs) {
     if (run.digest.has_value()) {
@@ -126,7 +162,8 @@ absl::Status SparseRequest::OnAnswer(Frame answer) {
     shared_->core->counters.pushes_acked += runs.size();
     shared_->core->counters.bytes_pushed += sent_bytes_;
   }
-  return answered_(*this, std::move(answer));
+  const bool last = --whole_->missing == 0;
+  return whole_->answered(*this, std::move(answer), last);
 }
 
 }  // namespace parley

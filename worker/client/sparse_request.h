@@ -7,8 +7,10 @@
 #define PARLEY_WORKER_CLIENT_SPARSE_REQUEST_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -42,11 +44,16 @@ class SparseRequest : public ShardRequest {
     std::optional<ListDigest> digest = std::nullopt;
     bool list_sent = false;
   };
-  using Answered = absl::AnyInvocable<absl::Status(const SparseRequest& request, Frame answer)>;
+  // `last`: nothing of what was asked is missing now. A request that is cut since its partitions
+  // have moved is answered piece by piece.
+  using Answered =
+      absl::AnyInvocable<absl::Status(const SparseRequest& request, Frame answer, bool last)>;
 
-  // `shared` must outlive this. `answered` runs once, after a push is counted as acknowledged.
+  // `shared` must outlive this. `answered` runs once, or once a piece, after a push is counted as
+  // acknowledged.
   SparseRequest(SparseShared* shared, Kind kind, uint32_t shard, Answered answered)
-      : ShardRequest(kind), shared_(shared), shard_(shard), answered_(std::move(answered)) {}
+      : SparseRequest(shared, kind, shard,
+                      std::make_shared<Whole>(Whole{.answered = std::move(answered)})) {}
 
   std::optional<uint64_t> tick;  // pushes: absent for updates that belong to no step
   double weight = 0;
@@ -61,16 +68,27 @@ class SparseRequest : public ShardRequest {
   Frame MakeFrame() override;
   std::string What(const std::string& shard) const override;
   bool TryAgain(const absl::Status& error) override;
+  bool BelongsTo(uint32_t shard) const override;
+  std::vector<Piece> SplitByOwner() override;
   absl::Status OnAnswer(Frame answer) override;
 
  private:
+  // What its pieces share.
+  struct Whole {
+    Answered answered;
+    uint64_t missing = 1;  // answers
+  };
+
+  SparseRequest(SparseShared* shared, Kind kind, uint32_t shard, std::shared_ptr<Whole> whole)
+      : ShardRequest(kind), shared_(shared), shard_(shard), whole_(std::move(whole)) {}
+
   KnownLists& KnownThere() { return shared_->core->known[shard_]; }
   void AddKeys(Run& run, pb::Part* part, std::vector<Buffer>* payload);
   void Append(uint64_t offset, uint64_t size, std::vector<Buffer>* payload);
 
   SparseShared* const shared_;
   const uint32_t shard_;
-  Answered answered_;
+  const std::shared_ptr<Whole> whole_;
   std::vector<uint64_t> sequences_;  // pushes, by run; given once
   bool with_lists_ = false;          // a digest was not known there
   uint64_t appended_ = 0;            // end of the last slice of the payload being made

@@ -112,6 +112,12 @@ void SparseUpdates::EndTurn() {
   }
 }
 
+void SparseUpdates::FlushAll() {
+  for (uint32_t shard = 0; shard < batches_.size(); ++shard) {
+    if (!batches_[shard].keys.empty()) Flush(shard);
+  }
+}
+
 // Sends what the shard's batch holds: sorted by partition, as a push has it, calls in order.
 void SparseUpdates::Flush(uint32_t shard) {
   if (shared_->core->queues->failed()) return;
@@ -132,9 +138,9 @@ void SparseUpdates::Flush(uint32_t shard) {
   }
   auto request = std::make_unique<SparseRequest>(
       shared_, ShardRequest::Kind::kPush, shard,
-      [this, shard, owed = Owed{batch.calls, std::move(batch.done)}](const SparseRequest&,
-                                                                     const Frame&) mutable {
-        OnAcknowledged(shard, owed);
+      [this, shard, owed = Owed{batch.calls, std::move(batch.done)}](
+          const SparseRequest&, const Frame&, bool last) mutable {
+        if (last) OnAcknowledged(shard, owed);
         return absl::OkStatus();
       });
   request->weight = 1;

@@ -38,6 +38,11 @@ class SparseUpdates {
 
   uint64_t open() const { return open_; }  // calls not acknowledged
 
+  // When partitions move: hands over what is gathered, by the owners it was gathered for; and makes
+  // room for shards that are new.
+  void FlushAll();
+  void OnShards() { batches_.resize(shared_->core->queues->shards()); }
+
  private:
   // Gathered, not sent: the columns of a list of (key, values), in the order of the calls.
   struct Batch {

@@ -202,6 +202,64 @@ TEST_F(RpcTest, ParkedIsNotRetriedAsLost) {
   EXPECT_TRUE(answer_->ok());
 }
 
+TEST_F(RpcTest, TheFirstParkedIsToldOnce) {
+  server_.rpc.Handle(pb::PULL, [&](NodeId from, Frame request) {
+    ++served_;
+    server_.rpc.ReplyParked(from, request.header, "worker 1");
+  });
+  int told = 0;
+  CallOptions options = Options();
+  options.on_parked = [&] { ++told; };
+  Call(std::move(options));
+  Run(absl::Seconds(10));
+  EXPECT_GT(served_, 1u);
+  EXPECT_EQ(told, 1);
+  // Who is told may end the call, and begin another.
+  std::optional<CallId> ended;
+  CallOptions ending = Options();
+  ending.on_parked = [&] {
+    client_.rpc.Cancel(*ended);
+    Call();
+  };
+  ended = Call(std::move(ending));
+  Run(absl::Seconds(1));
+  EXPECT_EQ(told, 1);
+  EXPECT_EQ(client_.rpc.in_flight(), 2u);
+  Run();
+  EXPECT_EQ(callbacks_, 2);  // deadlines
+}
+
+TEST_F(RpcTest, ARequestKeepsTheRankAndIncarnationItComesWith) {
+  client_.rpc.SetIdentity(5, 7, 3);
+  server_.rpc.SetIdentity(5, 1, 0);
+  std::vector<pb::FrameHeader> got;
+  server_.rpc.Handle(pb::PULL, [&](NodeId from, Frame request) {
+    got.push_back(request.header);
+    Frame answer;
+    answer.header = request.header;
+    server_.rpc.Reply(from, request.header, std::move(answer));
+  });
+  for (uint32_t rank : {3u, 4u, 0u}) {
+    Frame request = Request();
+    if (rank != 3) {
+      request.header.set_rank(rank);
+      request.header.set_incarnation(10 + rank);
+    }
+    client_.rpc.Call(kServer, std::move(request), Options(), [&](absl::StatusOr<Frame> answer) {
+      ASSERT_TRUE(answer.ok());
+      answer_ = std::move(answer);
+    });
+    Run(absl::Seconds(1));
+    ASSERT_TRUE(answer_.has_value());
+    EXPECT_EQ((*answer_)->header.request_id(), got.back().request_id());
+    EXPECT_EQ((*answer_)->header.rank(), 0u);
+    EXPECT_EQ((*answer_)->header.incarnation(), 1u);
+    EXPECT_EQ(got.back().rank(), rank);
+    EXPECT_EQ(got.back().incarnation(), rank == 3 ? 7 : 10 + rank);
+    EXPECT_EQ(got.back().job(), 5u);
+  }
+}
+
 TEST_F(RpcTest, AParkedCallNoticesThatItsHolderIsGone) {
   server_.rpc.Handle(pb::PULL, [&](NodeId from, Frame request) {
     server_.rpc.ReplyParked(from, request.header, "worker 1");
@@ -234,7 +292,7 @@ TEST_F(RpcTest, DeadlineIsExact) {
   network_.Isolate(kServer);
   CallOptions options = Options();
   options.deadline = absl::Milliseconds(1234);
-  Call(options);
+  Call(std::move(options));
   ASSERT_TRUE(world_.RunUntil([this] { return callbacks_ > 0; }, absl::Minutes(1)));
   EXPECT_EQ(world_.Now(), absl::Milliseconds(1234));
   EXPECT_FALSE(answer_->ok());

@@ -68,6 +68,8 @@ class PsClientTest : public ::testing::Test {
       ASSERT_TRUE(node_.transport->Connect(servers_[i]->node(), servers_[i]->endpoint()).ok());
     }
     PsClient::Options options;
+    options.rank = 2;
+    options.incarnation = 12;
     options.max_request_bytes = 64;  // two full partitions
     options.progress_timeout = absl::Seconds(5);
     options.on_error = [this](const absl::Status& status) {
@@ -292,14 +294,32 @@ TEST_F(PsClientTest, WrongPullAnswersAreRefused) {
 
 TEST_F(PsClientTest, AServersErrorAndADeadlineNameTheRequestOnce) {
   StartServers([&](FakeServer& server, NodeId from, Frame request) {
+    server.rpc().ReplyError(from, request.header, absl::InvalidArgumentError("weight is -1"));
+  });
+  table_->Push(7, 0, {1}, Buffer());
+  ASSERT_TRUE(Run([&] { return !error_.ok(); }, 3 * kDelay));
+  EXPECT_EQ(error_, absl::InvalidArgumentError(
+                        "push of step 7 to server 1 shard 0 (sim://server1): weight is -1"));
+}
+
+TEST_F(PsClientTest, ARefusalThatNoMapChangesEndsAfterAWhileAndSaysWhatTheServerSaid) {
+  StartServers([&](FakeServer& server, NodeId from, Frame request) {
     server.rpc().ReplyError(from, request.header,
                             absl::FailedPreconditionError("incarnation 9 is current"));
   });
   table_->Push(7, 0, {1}, Buffer());
-  ASSERT_TRUE(Run([&] { return !error_.ok(); }));
+  Run([] { return false; }, absl::Seconds(4));
+  EXPECT_TRUE(error_.ok()) << error_;
+  EXPECT_EQ(client_->WaitingFor(),
+            "a newer partition map for the push of step 7 to server 1 shard 0 (sim://server1): "
+            "incarnation 9 is current");
+  EXPECT_EQ(servers_[1]->requests.size(), 1u);
+  ASSERT_EQ(log_.size(), 1u);
+  EXPECT_THAT(log_[0], HasSubstr("push of step 7 to server 1"));
+  ASSERT_TRUE(Run([&] { return !error_.ok(); }, absl::Seconds(2)));
   EXPECT_EQ(error_, absl::FailedPreconditionError(
                         "push of step 7 to server 1 shard 0 (sim://server1): incarnation 9 is "
-                        "current"));
+                        "current; no partition map that came within 5s changed that"));
 }
 
 TEST_F(PsClientTest, SilenceEndsInADeadlineThatSaysWhatWasAwaited) {

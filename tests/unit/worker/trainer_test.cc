@@ -9,8 +9,7 @@
 #include <optional>
 
 #include "google/protobuf/text_format.h"
-#include "ps/table/dense_partition.h"
-#include "ps/wire/payload.h"
+#include "tests/unit/worker/bsp_server.h"
 #include "tests/unit/worker/fake_server.h"
 #include "tools/local/local_run.h"
 
@@ -42,130 +41,6 @@ pb::Experiment Experiment(const std::string& more = "") {
   EXPECT_TRUE(google::protobuf::TextFormat::MergeFromString(more, &experiment)) << more;
   return experiment;
 }
-
-// A BSP server: applies a step when all workers that have not left before it have pushed it, in
-// rank order, and lets nobody read ahead.
-class BspServer {
- public:
-  BspServer(const pb::TableSpec& table, const DenseLayout& layout, const Optimizer* optimizer,
-            uint32_t workers)
-      : table_(table), layout_(layout), optimizer_(optimizer), leave_after_(workers, kNever) {}
-
-  void Handle(FakeServer& server, NodeId from, Frame request) {
-    const pb::FrameHeader& header = request.header;
-    if (header.kind() == pb::LEAVE) {
-      pb::Leave leave;
-      ASSERT_TRUE(leave.ParseFromString(header.body()));
-      leave_after_[header.rank()] = leave.after_tick();
-      server.rpc().Reply(from, header, Frame());
-    } else if (header.kind() == pb::PUSH) {
-      Take(request);
-      server.rpc().Reply(from, header, Frame());
-    } else if (header.kind() == pb::PUSH_PULL) {
-      ++fused_;
-      Take(request);
-      parked_.push_back({&server, from, header, header.pull_tick()});
-    } else {
-      parked_.push_back({&server, from, header, header.tick()});
-    }
-    Advance();
-  }
-
-  uint64_t empty_pushes() const { return empty_pushes_; }
-  uint64_t fused() const { return fused_; }
-
- private:
-  static constexpr uint64_t kNever = ~uint64_t{0};
-  struct Part {
-    std::unique_ptr<DensePartition> weights;
-    std::map<uint32_t, uint64_t> sequences;  // by worker: the last seen
-    std::map<uint64_t, std::map<uint32_t, std::pair<double, Buffer>>> steps;
-  };
-  struct Parked {
-    FakeServer* server;
-    NodeId from;
-    pb::FrameHeader request;
-    uint64_t tick;  // that is to be read
-  };
-
-  Part& PartOf(uint32_t index) {
-    Part& part = parts_[index];
-    if (part.weights == nullptr) {
-      part.weights = std::make_unique<DensePartition>(table_, layout_, index, optimizer_, &pool_);
-    }
-    return part;
-  }
-
-  void Take(const Frame& request) {
-    const pb::FrameHeader& header = request.header;
-    const std::vector<PartPayload> payload = SplitPayload(request);
-    if (header.weight() == 0) ++empty_pushes_;
-    for (int i = 0; i < header.part_size(); ++i) {
-      Part& part = PartOf(header.part(i).partition());
-      EXPECT_EQ(header.part(i).sequence(), ++part.sequences[header.rank()]);
-      const bool first = part.steps[header.tick()]
-                             .emplace(header.rank(), std::pair(header.weight(), payload[i].values))
-                             .second;
-      EXPECT_TRUE(first) << "step " << header.tick() << " pushed twice";
-    }
-  }
-
-  bool Complete(const Part& part, uint64_t tick) const {
-    auto step = part.steps.find(tick);
-    if (step == part.steps.end()) return false;
-    for (uint32_t w = 0; w < leave_after_.size(); ++w) {
-      if (leave_after_[w] > tick && !step->second.contains(w)) return false;
-    }
-    return true;
-  }
-
-  void Advance() {
-    for (auto& [index, part] : parts_) {
-      while (Complete(part, part.weights->version())) {
-        StepInfo info{.step = part.weights->version()};
-        double samples = 0;
-        std::vector<const float*> gradients;
-        for (const auto& [worker, contribution] : part.steps[info.step]) {
-          samples += contribution.first;
-          if (contribution.first > 0) gradients.push_back(contribution.second.floats());
-        }
-        info.inverse_weight = 1 / samples;
-        part.weights->Apply(gradients, info);
-        part.steps.erase(info.step);
-      }
-    }
-    std::erase_if(parked_, [this](const Parked& parked) { return TryAnswer(parked); });
-  }
-
-  bool TryAnswer(const Parked& parked) {
-    Frame answer;
-    for (const pb::Part& asked : parked.request.part()) {
-      Part& part = PartOf(asked.partition());
-      const uint64_t version = part.weights->version();
-      const bool all_left =
-          std::all_of(leave_after_.begin(), leave_after_.end(),
-                      [&](uint64_t after) { return after != kNever && version >= after; });
-      if (parked.tick > version && !all_left) return false;
-      pb::Part* out = answer.header.add_part();
-      out->set_partition(asked.partition());
-      out->set_count(part.weights->size());
-      out->set_version(version);
-      out->set_min_clock(version);
-      answer.payload.push_back(part.weights->Read());
-    }
-    parked.server->rpc().Reply(parked.from, parked.request, std::move(answer));
-    return true;
-  }
-
-  const pb::TableSpec table_;
-  const DenseLayout layout_;
-  const Optimizer* const optimizer_;
-  BufferPool pool_;
-  std::vector<uint64_t> leave_after_;
-  std::map<uint32_t, Part> parts_;
-  std::vector<Parked> parked_;
-  uint64_t empty_pushes_ = 0, fused_ = 0;
-};
 
 struct WorkerUnderTest {
   WorkerUnderTest(SimWorld* world, SimNetwork* network, uint32_t rank)
@@ -216,6 +91,8 @@ class TrainerTest : public ::testing::Test {
       ASSERT_TRUE(worker->node.transport->Connect(server->node(), server->endpoint()).ok());
     }
     PsClient::Options options;
+    options.rank = rank;
+    options.incarnation = 10 + rank;
     options.max_request_bytes = uint64_t{experiment.cluster().max_request_kib()} * 1024;
     options.on_error = [this](const absl::Status& status) { error_ = status; };
     worker->client =

@@ -156,6 +156,8 @@ class ClientCluster {
       ASSERT_TRUE(node.transport->Connect(NodeId{100 + s}, Endpoint(s)).ok());
     }
     PsClient::Options options;
+    options.rank = rank;
+    options.incarnation = 10 + rank;
     options.max_request_bytes = max_request_bytes;
     options.on_error = [this](const absl::Status& status) { error.Update(status); };
     auto client = PsClient::Create(&node.env, &node.rpc, assignment, std::move(options));

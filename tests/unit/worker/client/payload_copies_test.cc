@@ -126,6 +126,7 @@ class PayloadCopiesTest : public ::testing::TestWithParam<const char*> {
       rpc_->SetIdentity(kJob, 10, 0);
       EXPECT_TRUE(worker_->transport()->Connect(kServer, endpoint).ok());
       PsClient::Options options;
+      options.incarnation = 10;
       options.pool = worker_->pool();
       options.on_error = [](const absl::Status& status) { ADD_FAILURE() << status; };
       auto client = PsClient::Create(worker_->env(), rpc_.get(), assignment_, std::move(options));

@@ -225,6 +225,12 @@ TransportCounters PathTransport::counters() const {
   return sum;
 }
 
+void PathTransport::SetPeerGone(PeerGone gone) {
+  peer_gone_ = std::move(gone);
+  zmq_->SetPeerGone([this](NodeId peer) { peer_gone_(peer); });
+  if (shm_ != nullptr) shm_->SetPeerGone([this](NodeId peer) { peer_gone_(peer); });
+}
+
 void PathTransport::Log(const std::string& line) {
   if (options_.log) options_.log(line);
 }

@@ -70,6 +70,7 @@ class PathTransport : public Transport {
   void Disconnect(NodeId peer) override;
   absl::Status Send(NodeId to, Frame frame) override;
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
+  void SetPeerGone(PeerGone gone) override;
   TransportCounters counters() const override;
 
  private:
@@ -92,6 +93,7 @@ class PathTransport : public Transport {
   Options options_;
   std::string endpoint_;
   Receiver receiver_;
+  PeerGone peer_gone_;
   absl::flat_hash_map<NodeId, Peer> peers_;
   std::unique_ptr<ZmqTransport> zmq_;
   std::unique_ptr<ShmTransport> shm_;  // null where there can be none

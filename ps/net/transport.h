@@ -58,8 +58,9 @@ class Transport {
   virtual void SetReceiver(Receiver receiver) = 0;
 
   // Called when the connection to a peer breaks, as far as the transport can tell: the peer may
-  // have died, or be back at once. A hint, never a verdict; may come twice, or not at all. Set it
-  // before the loop runs.
+  // have died, or be back at once. A hint, never a verdict; may come twice, or not at all. kNoNode:
+  // one of those that have connected to this node, it cannot be told which. Set it before the loop
+  // runs.
   using PeerGone = absl::AnyInvocable<void(NodeId peer)>;
   virtual void SetPeerGone(PeerGone gone) { static_cast<void>(gone); }
 

@@ -105,6 +105,11 @@ struct ZmqTransport::Channel : std::enable_shared_from_this<ZmqTransport::Channe
   NodeId peer = kNoNode;  // who is at the other end of a DEALER
   std::string endpoint;   // where
   bool touched = false;   // is in touched_
+
+  // Where libzmq tells of this socket's connections; null: nobody asked.
+  std::shared_ptr<Channel> monitor;
+  bool is_monitor =
+      false;  // then `peer` is the one of the socket it belongs to, kNoNode: a ROUTER's
 };
 
 struct ZmqTransport::Incoming {
@@ -208,7 +213,41 @@ absl::Status ZmqTransport::Watch(Channel* channel) {
   return absl::OkStatus();
 }
 
+// ZeroMQ says that a connection of the socket ended, not whose: a DEALER has but one.
+absl::Status ZmqTransport::Monitor(Channel* channel) {
+  if (!peer_gone_ || channel->monitor != nullptr) return absl::OkStatus();
+  const std::string name =
+      absl::StrFormat("inproc://monitor-%p", static_cast<void*>(channel->socket.handle()));
+  if (zmq_socket_monitor(channel->socket.handle(), name.c_str(), ZMQ_EVENT_DISCONNECTED) != 0) {
+    return ZmqError(zmq_errno(), "transport: zmq_socket_monitor");
+  }
+  absl::StatusOr<ZmqSocket> socket = ZmqSocket::Open(*options_.context, ZMQ_PAIR);
+  if (!socket.ok()) return socket.status();
+  absl::Status status = socket->SetInt(ZMQ_LINGER, 0);
+  if (!status.ok()) return status;
+  if (zmq_connect(socket->handle(), name.c_str()) != 0) {
+    return ZmqError(zmq_errno(), "transport: connecting to a monitor");
+  }
+  channel->monitor = std::make_shared<Channel>();
+  channel->monitor->socket = *std::move(socket);
+  channel->monitor->peer = channel->peer;
+  channel->monitor->is_monitor = true;
+  return Watch(channel->monitor.get());
+}
+
+void ZmqTransport::SetPeerGone(PeerGone gone) {
+  peer_gone_ = std::move(gone);
+  absl::Status status = router_ != nullptr ? Monitor(router_.get()) : absl::OkStatus();
+  for (auto& [peer, channel] : peers_) status.Update(Monitor(channel.get()));
+  // Heartbeats tell as well, only later.
+  if (!status.ok()) Log(std::string(status.message()));
+}
+
 void ZmqTransport::CloseChannel(Channel* channel) {
+  if (channel->monitor != nullptr) {
+    zmq_socket_monitor(channel->socket.handle(), nullptr, 0);
+    CloseChannel(channel->monitor.get());
+  }
   epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, channel->socket.fd(), nullptr);
   channel->socket.Close();
 }
@@ -242,6 +281,7 @@ absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
     return ZmqError(zmq_errno(), absl::StrFormat("cannot connect to %s", canonical));
   }
   absl::Status status = Watch(channel->get());
+  if (status.ok()) status = Monitor(channel->get());
   if (!status.ok()) return status;
   Disconnect(peer);
   peers_.emplace(peer, *std::move(channel));
@@ -316,7 +356,18 @@ bool ZmqTransport::Poll() {
   return worked;
 }
 
+bool ZmqTransport::DrainMonitor(Channel* monitor) {
+  bool told = false;
+  for (ZmqMessage part; monitor->socket.is_open() && monitor->socket.Receive(&part);) {
+    // An event is a part with its number and a value, and one with the endpoint.
+    if (part.more()) told = true;
+  }
+  if (told) peer_gone_(monitor->peer);
+  return told;
+}
+
 bool ZmqTransport::DrainChannel(Channel* channel) {
+  if (channel->is_monitor) return DrainMonitor(channel);
   for (int i = 0; i < kFramesPerTurn; ++i) {
     Incoming in;
     // The receiver may have disconnected this very peer.

@@ -95,6 +95,7 @@ class ZmqTransport : public Transport, private Poller {
   // of them.
   absl::Status Send(NodeId to, Frame frame) override;
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
+  void SetPeerGone(PeerGone gone) override;
   TransportCounters counters() const override { return counters_; }
 
  private:
@@ -106,6 +107,7 @@ class ZmqTransport : public Transport, private Poller {
   absl::Status Listen();
   absl::StatusOr<std::shared_ptr<Channel>> OpenChannel(int type, bool ipv6, NodeId peer);
   absl::Status Watch(Channel* channel);
+  absl::Status Monitor(Channel* channel);
   void CloseChannel(Channel* channel);
   void Touch(Channel* channel);
 
@@ -118,6 +120,7 @@ class ZmqTransport : public Transport, private Poller {
 
   bool DrainEvents();
   bool DrainChannel(Channel* channel);
+  bool DrainMonitor(Channel* monitor);
   bool ReceiveMessage(Channel* channel, Incoming* in);
   void Dispatch(Channel* channel, Incoming* in);
   void Refuse(std::string_view why);
@@ -139,6 +142,7 @@ class ZmqTransport : public Transport, private Poller {
   // which may have swallowed the news.
   std::vector<std::shared_ptr<Channel>> touched_, draining_;
   Receiver receiver_;
+  PeerGone peer_gone_;  // null: connections are not monitored
   TransportCounters counters_;
   absl::Duration last_refusal_log_ = -absl::InfiniteDuration();
 };

@@ -381,7 +381,14 @@ void ShmTransport::Drop(const std::shared_ptr<Connection>& connection, const abs
                            why.message()));
   }
   auto accepted = accepted_.find(connection->peer());
-  if (accepted != accepted_.end() && accepted->second == id) accepted_.erase(accepted);
+  const bool heard = accepted != accepted_.end() && accepted->second == id;
+  if (heard) accepted_.erase(accepted);
+  // By the loop: who hears of it may use this transport.
+  if (peer_gone_ && connection->greeted()) {
+    env_->Post([this, peer = connection->peer(), alive = std::weak_ptr<bool>(alive_)] {
+      if (!alive.expired()) peer_gone_(peer);
+    });
+  }
   auto named = peers_.find(connection->peer());
   if (named == peers_.end() || named->second->connection != connection) return;
   Peer* const peer = named->second.get();

@@ -114,6 +114,7 @@ class ShmTransport : public Transport, private Poller {
   // Besides Transport's errors, kInvalidArgument: a payload buffer over max_part_bytes, or too many
   // of them.
   absl::Status Send(NodeId to, Frame frame) override;
+  void SetPeerGone(PeerGone gone) override { peer_gone_ = std::move(gone); }
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
   TransportCounters counters() const override { return counters_; }
 
@@ -171,6 +172,7 @@ class ShmTransport : public Transport, private Poller {
 
   // Owned by the loop.
   Receiver receiver_;
+  PeerGone peer_gone_;
   uint64_t next_connection_ = 1;  // 0 is the listener
   absl::flat_hash_map<uint64_t, std::shared_ptr<Connection>> connections_;
   std::vector<std::shared_ptr<Connection>> polled_;  // the same; null: dropped
@@ -182,6 +184,7 @@ class ShmTransport : public Transport, private Poller {
   absl::flat_hash_map<uint64_t, TimerId> greeting_timers_;  // by connection
   TransportCounters counters_;
   absl::Duration last_refusal_log_ = -absl::InfiniteDuration();
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for late tasks
 };
 
 }  // namespace parley

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cassert>
+#include <numeric>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/escaping.h"
 
@@ -41,6 +43,7 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       pool_(options_.pool != nullptr ? options_.pool : &own_pool_),
       sampler_(SamplerOptions(options_, *workload_)),
       ticks_per_epoch_(sampler_.ticks_per_epoch()),
+      total_ticks_(TotalTicks()),
       plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, dense_->layout()))),
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_))),
       parameters_(pool_->Allocate(dense_->layout().elements() * sizeof(float))),
@@ -48,7 +51,25 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       ready_(plan_.get()),
       next_ready_(plan_.get()) {}
 
-void Trainer::Start() { BeginEpoch(); }
+void Trainer::Start() {
+  tick_ = std::min(options_.start_tick, total_ticks_);
+  if (ticks_per_epoch_ > 0) {
+    // At the end of an epoch in which another pushed the last tick: that epoch once more.
+    const bool taken_over = tick_ > options_.first_tick;
+    epoch_ = static_cast<uint32_t>((tick_ - (taken_over ? 1 : 0)) / ticks_per_epoch_);
+    if (taken_over) {
+      EnterEpoch();
+      return;
+    }
+  }
+  BeginEpoch();
+}
+
+uint64_t Trainer::TotalTicks() const {
+  const pb::Training& training = options_.experiment.training();
+  const uint64_t all = training.epochs() * ticks_per_epoch_;
+  return training.max_steps() > 0 ? std::min(all, training.max_steps()) : all;
+}
 
 void Trainer::BeginEpoch() {
   const pb::Training& training = options_.experiment.training();
@@ -57,13 +78,19 @@ void Trainer::BeginEpoch() {
     Finish();
     return;
   }
+  EnterEpoch();
+}
+
+// Somewhere in epoch_, as tick_ says.
+void Trainer::EnterEpoch() {
   phase_ = Phase::kTraining;
-  epoch_begin_ = tick_;
-  epoch_end_ = tick_ + ticks_per_epoch_;
-  if (training.max_steps() > 0) epoch_end_ = std::min(epoch_end_, training.max_steps());
+  epoch_begin_ = epoch_ * ticks_per_epoch_;
+  epoch_end_ = std::min(epoch_begin_ + ticks_per_epoch_, total_ticks_);
+  compute_before_ += sums_.meter.compute;
   sums_ = EpochSums{};
   sums_.start = env_->Now();
   Spend(EpochMeter::Activity::kWait);
+  SkipTicks();
   if (tick_ < epoch_end_) {
     BeginTick();
   } else {
@@ -72,6 +99,11 @@ void Trainer::BeginEpoch() {
       if (!alive.expired()) MaybeEndEpoch();
     });
   }
+}
+
+// Ticks that are given up: the others do without this worker's part of them.
+void Trainer::SkipTicks() {
+  for (; tick_ < std::min(options_.skip_below, epoch_end_); ++tick_) PushNothing();
 }
 
 void Trainer::BeginTick() {
@@ -98,10 +130,12 @@ void Trainer::BeginTick() {
 // Whether the pushes of this tick bring the weights of the next. Not across an epoch's end, where
 // the weights are evaluated. Nor where the whole gradient is clipped by its norm: no partition is
 // updated before all are pushed, so that every answer would wait for the last push and the next
-// tick's weights come no sooner than by a pull.
+// tick's weights come no sooner than by a pull. Nor from a tick that is skipped, where the next may
+// not be read at all.
 bool Trainer::Fuses() const {
   return options_.experiment.cluster().push_pull() &&
-         options_.experiment.optimizer().clip_norm() == 0 && tick_ + 1 < epoch_end_;
+         options_.experiment.optimizer().clip_norm() == 0 && tick_ + 1 < epoch_end_ &&
+         tick_ >= options_.skip_below;
 }
 
 void Trainer::OpenNextPull() {
@@ -186,11 +220,16 @@ void Trainer::OnPulled(uint64_t tick, const PullResult& result) {
   pulled_ = true;
   NoteStaleness(result);
   if (rows_ > 0) return;
+  PushNothing();
+  EndTick();
+}
+
+// Tells the servers that nothing comes in this tick.
+void Trainer::PushNothing() {
   std::vector<uint32_t> all(dense_->layout().partitions());
-  for (uint32_t i = 0; i < all.size(); ++i) all[i] = i;
+  std::iota(all.begin(), all.end(), 0);
   PushDense(0, all);
   if (sparse_ != nullptr) sparse_->Push(tick_, 0, {}, nullptr, nullptr);
-  EndTick();
 }
 
 void Trainer::MaybeCompute() {
@@ -350,6 +389,7 @@ void Trainer::FinishEpoch(pb::Report report) {
 
 pb::Report Trainer::TrainReport() const {
   pb::Report report;
+  report.set_rank(options_.rank);
   report.set_data_epoch(epoch_);
   report.set_tick(tick_);
   report.set_train_samples(sums_.samples);
@@ -387,6 +427,7 @@ void Trainer::ReportFinished(const std::string& weights_sha256) {
   phase_ = Phase::kFinished;
   const PsClient::Counters& counters = client_->counters();
   pb::Finished finished;
+  finished.set_rank(options_.rank);
   finished.set_steps(tick_);
   finished.set_pushes_acked(counters.pushes_acked);
   finished.set_bytes_pushed(counters.bytes_pushed);
@@ -436,6 +477,8 @@ pb::Heartbeat Trainer::Progress() const {
   heartbeat.set_samples(samples_total_);
   heartbeat.set_staleness(max_staleness_);
   heartbeat.set_pushes_acked(client_->counters().pushes_acked);
+  heartbeat.set_rank(options_.rank);
+  heartbeat.set_compute_seconds(absl::ToDoubleSeconds(compute_before_ + sums_.meter.compute));
   return heartbeat;
 }
 

@@ -18,6 +18,14 @@
 // A tick in which this worker has no samples (a small last batch) is pushed with weight 0 and no
 // payload: the servers need to hear that nothing comes.
 //
+// One that takes the place of another begins with `start_tick`, wherever in an epoch that is: what
+// a tick does depends on its number alone. Where it takes over at the end of an epoch, it evaluates
+// and reports that epoch, since the other may have died before; reports of the same epoch count
+// once.
+//
+// May be destroyed at any time. What it has off the loop goes on, on its own workload, in memory
+// that it holds, and nobody looks at the result.
+//
 // Thread-safety: as Env, everything on the loop; computing goes through Env::Offload.
 #ifndef PARLEY_WORKER_TRAINER_H_
 #define PARLEY_WORKER_TRAINER_H_
@@ -48,6 +56,9 @@ class Trainer {
     pb::Experiment experiment;  // resolved
     uint32_t rank = 0;
     uint32_t data_part = 0, data_parts = 1;
+    uint64_t first_tick = 0;  // with which everybody began: that of a checkpoint, or 0
+    uint64_t start_tick = 0;  // with which this one begins; past its last: it only finishes
+    uint64_t skip_below = 0;  // ticks from start_tick up to here are pushed with weight 0, unpulled
     BufferPool* pool = nullptr;  // of the arenas; null: one of its own. Must outlive this
   };
   // All required; on_finished or on_error is the last to be called.
@@ -79,8 +90,12 @@ class Trainer {
     EpochMeter meter;
   };
 
+  uint64_t TotalTicks() const;
   void BeginEpoch();
+  void EnterEpoch();
   void BeginTick();
+  void SkipTicks();
+  void PushNothing();
   void MaybePullRows();
   void MaybeReadAhead();
   void Read(StepJob::Position position);
@@ -123,6 +138,7 @@ class Trainer {
   BufferPool* const pool_;
   const Sampler sampler_;  // only for its counts; StepJob has one of its own
   const uint64_t ticks_per_epoch_;
+  const uint64_t total_ticks_;
   const std::shared_ptr<const StagePlan> plan_;
   const std::shared_ptr<StepJob> job_;
   Buffer parameters_;  // one arena for the whole run
@@ -135,7 +151,8 @@ class Trainer {
   uint64_t epoch_end_ = 0;      // one past its last
   uint64_t samples_total_ = 0;  // trained on
   uint64_t max_staleness_ = 0;
-  EpochSums sums_;  // of this epoch
+  EpochSums sums_;                 // of this epoch
+  absl::Duration compute_before_;  // in the epochs before it
 
   // The current tick.
   uint64_t rows_ = 0;

@@ -1,15 +1,15 @@
 #include "worker/worker_node.h"
 
+#include <map>
 #include <memory>
-#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "ps/base/ids.h"
+#include "ps/base/dense_layout.h"
 #include "worker/client/job_member.h"
 #include "worker/client/ps_client.h"
-#include "worker/trainer.h"
+#include "worker/logical_worker.h"
 #include "worker/workload.h"
 
 namespace parley {
@@ -26,8 +26,8 @@ class WorkerNode::Impl {
   void Stop(const absl::Status& status) { member_.Fail(status); }
 
  private:
-  // Filled by the thread that loads, read by the loop afterwards.
-  struct Loading {
+  // Filled by the thread that builds, read by the loop afterwards.
+  struct Building {
     pb::Experiment experiment;
     absl::StatusOr<std::unique_ptr<Workload>> workload = absl::UnknownError("");
   };
@@ -51,59 +51,90 @@ class WorkerNode::Impl {
   void OnWelcome(const pb::Welcome& welcome) {
     if (welcome.spare()) {
       Log(absl::StrCat("joined job ", welcome.job(), " as a spare"));
-      waiting_for_ = "work: this worker is a spare";
-      return;
+    } else {
+      Log(absl::StrFormat("joined job %s as worker %d", welcome.job(), welcome.rank()));
     }
-    Log(absl::StrFormat("joined job %s as worker %d", welcome.job(), welcome.rank()));
-    auto loading = std::make_shared<Loading>();
-    loading->experiment = welcome.experiment();
-    env_->Offload([loading] { loading->workload = LoadWorkload(loading->experiment); },
-                  [this, loading, alive = std::weak_ptr<bool>(alive_)] {
-                    if (!alive.expired() && !member_.over()) OnLoaded(std::move(loading->workload));
-                  });
+    Build(nullptr, [this](std::shared_ptr<Workload> workload) { OnLoaded(std::move(workload)); });
   }
 
-  void OnLoaded(absl::StatusOr<std::unique_ptr<Workload>> workload) {
-    if (!workload.ok()) {
-      Fail(workload.status());
-      return;
-    }
-    workload_ = *std::move(workload);
-    pb::Register registration;
-    *registration.add_table() = ModelTable(member_.welcome().experiment(), *workload_->model);
-    if (workload_->embedding.has_value()) {
-      *registration.add_table() = EmbeddingTable(member_.welcome().experiment());
-    }
-    registration.set_train_samples(workload_->data.train->samples());
-    registration.set_test_samples(workload_->data.test->samples());
-    registration.set_device(workload_->device->description());
-    Log(absl::StrFormat("loaded %d training and %d test samples; device: %s",
-                        registration.train_samples(), registration.test_samples(),
-                        registration.device()));
-    waiting_for_ = "the scheduler's assignment";
-    // Longer than the scheduler's own patience: it is the one that knows who is missing.
-    const pb::Cluster& cluster = member_.welcome().experiment().cluster();
-    member_.Register(
-        registration,
-        absl::Milliseconds(uint64_t{cluster.start_timeout_ms()} + cluster.node_timeout_ms()),
-        {.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024,
-         .progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms()),
-         .pool = pool_},
-        [this](const pb::Assignment& assignment, PsClient* client) {
-          return BeginTraining(assignment, client);
+  // Builds a workload off the loop, on data that are there already or else loads them, and calls
+  // `done` with it; an error ends the node.
+  void Build(std::shared_ptr<const Workload::Data> data,
+             absl::AnyInvocable<void(std::shared_ptr<Workload>)> done) {
+    auto building = std::make_shared<Building>();
+    building->experiment = member_.welcome().experiment();
+    env_->Offload(
+        [building, data = std::move(data)] {
+          building->workload = data == nullptr ? LoadWorkload(building->experiment)
+                                               : BuildWorkload(building->experiment, *data);
+        },
+        [this, building, done = std::move(done), alive = std::weak_ptr<bool>(alive_)]() mutable {
+          if (alive.expired() || member_.over()) return;
+          if (building->workload.ok()) {
+            done(*std::move(building->workload));
+          } else {
+            Fail(building->workload.status());
+          }
         });
   }
 
-  absl::Status BeginTraining(const pb::Assignment& assignment, PsClient* client) {
-    if (assignment.data_parts() == 0 || assignment.data_part() >= assignment.data_parts()) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "assignment: data part %d of %d, expected is less than the number of parts",
-          assignment.data_part(), assignment.data_parts()));
+  void OnLoaded(std::shared_ptr<Workload> workload) {
+    const pb::Experiment& experiment = member_.welcome().experiment();
+    data_ = std::make_shared<const Workload::Data>(workload->data);
+    model_table_ = ModelTable(experiment, *workload->model);
+    dim_ = workload->embedding.has_value() ? workload->embedding->dim() : 0;
+    pb::Register registration;
+    *registration.add_table() = model_table_;
+    if (dim_ > 0) *registration.add_table() = EmbeddingTable(experiment);
+    registration.set_train_samples(data_->train->samples());
+    registration.set_test_samples(data_->test->samples());
+    registration.set_device(workload->device->description());
+    unused_ = std::move(workload);
+    Log(absl::StrFormat("loaded %d training and %d test samples; device: %s",
+                        registration.train_samples(), registration.test_samples(),
+                        registration.device()));
+    loaded_ = true;
+    // Longer than the scheduler's own patience, and than it may be away: it is the one that knows
+    // who is missing.
+    const pb::Cluster& cluster = experiment.cluster();
+    member_.Register(registration,
+                     absl::Milliseconds(uint64_t{cluster.start_timeout_ms()} +
+                                        cluster.node_timeout_ms() + cluster.scheduler_timeout_ms()),
+                     {.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024,
+                      .progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms()),
+                      .pool = pool_},
+                     {.begin = [this](const JobMember::Hosted& hosted) { return Begin(hosted); },
+                      .drop = [this](uint32_t rank) { Drop(rank); }});
+  }
+
+  absl::Status Begin(const JobMember::Hosted& hosted) {
+    absl::Status status = CheckTables(hosted);
+    if (!status.ok()) return status;
+    auto worker = std::make_shared<LogicalWorker>(env_, &member_, hosted, pool_);
+    workers_[hosted.rank] = worker;
+    if (unused_ != nullptr) {
+      worker->Train(std::exchange(unused_, nullptr));
+      return absl::OkStatus();
     }
-    absl::StatusOr<DenseLayout> own =
-        DenseLayout::Create(ModelTable(member_.welcome().experiment(), *workload_->model));
+    // The one before may still be computing with its own.
+    Build(data_,
+          [worker = std::weak_ptr<LogicalWorker>(worker)](std::shared_ptr<Workload> workload) {
+            if (std::shared_ptr<LogicalWorker> alive = worker.lock())
+              alive->Train(std::move(workload));
+          });
+    return absl::OkStatus();
+  }
+
+  void Drop(uint32_t rank) {
+    Log(absl::StrFormat("part %d is dropped: it is moved, or begins anew", rank));
+    workers_.erase(rank);
+  }
+
+  // All workers must have read the same data.
+  absl::Status CheckTables(const JobMember::Hosted& hosted) const {
+    absl::StatusOr<DenseLayout> own = DenseLayout::Create(model_table_);
     if (!own.ok()) return own.status();
-    const DenseTable* dense = client->dense(kModelTable);
+    const DenseTable* dense = hosted.client->dense(kModelTable);
     if (dense == nullptr) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: table %d is not in it, expected is the one registered", kModelTable));
@@ -115,63 +146,23 @@ class WorkerNode::Impl {
           "registered: do all workers read the same data?",
           given.elements(), given.partitions(), own->elements(), own->partitions()));
     }
-    const SparseTable* rows = client->sparse(kEmbeddingTable);
-    const uint32_t dim = workload_->embedding.has_value() ? workload_->embedding->dim() : 0;
-    if ((rows == nullptr ? 0 : rows->dim()) != dim) {
+    const SparseTable* rows = hosted.client->sparse(kEmbeddingTable);
+    if ((rows == nullptr ? 0 : rows->dim()) != dim_) {
       return absl::InvalidArgumentError(absl::StrFormat(
           "assignment: the rows of table %d have %d values, expected is %d as registered",
-          kEmbeddingTable, rows == nullptr ? 0 : rows->dim(), dim));
+          kEmbeddingTable, rows == nullptr ? 0 : rows->dim(), dim_));
     }
-    Trainer::Options options{.experiment = member_.welcome().experiment(),
-                             .rank = member_.welcome().rank(),
-                             .data_part = assignment.data_part(),
-                             .data_parts = assignment.data_parts(),
-                             .pool = pool_};
-    Trainer::Handlers handlers;
-    handlers.on_report = [this](pb::Report report) { SendReport(std::move(report)); };
-    handlers.on_finished = [this](pb::Finished finished) {
-      finished_ = std::move(finished);
-      MaybeFinish();
-    };
-    handlers.on_error = [this](const absl::Status& status) { Fail(status); };
-    trainer_ =
-        std::make_unique<Trainer>(env_, client, workload_, std::move(options), std::move(handlers));
-    Log(absl::StrFormat("training part %d of %d with %d shards", assignment.data_part(),
-                        assignment.data_parts(), assignment.map().shard_size()));
-    trainer_->Start();
     return absl::OkStatus();
-  }
-
-  void SendReport(pb::Report report) {
-    Log(absl::StrFormat("epoch %d: %d samples in %.2f s (computing %.2f s, waiting %.2f s)",
-                        report.data_epoch() + 1, report.train_samples(), report.train_seconds(),
-                        report.compute_seconds(), report.wait_seconds()));
-    ++reports_open_;
-    member_.Ask(pb::REPORT, report.SerializeAsString(), AskTimeout(),
-                absl::StrFormat("report of epoch %d", report.data_epoch() + 1), [this] {
-                  --reports_open_;
-                  MaybeFinish();
-                });
-  }
-
-  // FINISHED comes after every REPORT, though the network keeps no order.
-  void MaybeFinish() {
-    if (!finished_.has_value() || reports_open_ > 0 || std::exchange(finish_sent_, true)) return;
-    finished_->set_rpc_retries(member_.rpc().counters().retries);
-    Log(absl::StrFormat("finished after %d steps", finished_->steps()));
-    member_.Ask(pb::FINISHED, finished_->SerializeAsString(), AskTimeout(),
-                "the finished training");
-    waiting_for_ = "the end of the job";
-  }
-
-  absl::Duration AskTimeout() const {
-    return absl::Milliseconds(member_.welcome().experiment().cluster().progress_timeout_ms());
   }
 
   pb::Heartbeat Heartbeat() const {
     pb::Heartbeat heartbeat;
-    if (trainer_ != nullptr) heartbeat = trainer_->Progress();
-    if (trainer_ == nullptr || finish_sent_) heartbeat.set_waiting_for(waiting_for_);
+    for (const auto& [rank, worker] : workers_) *heartbeat.add_worker() = worker->Progress();
+    if (!loaded_) {
+      heartbeat.set_waiting_for("its data");
+    } else if (workers_.empty()) {
+      heartbeat.set_waiting_for("work");
+    }
     return heartbeat;
   }
 
@@ -180,13 +171,14 @@ class WorkerNode::Impl {
 
   Env* const env_;
   BufferPool* const pool_;
-  JobMember member_;  // owns the client that the trainer uses
-  std::shared_ptr<Workload> workload_;
-  std::unique_ptr<Trainer> trainer_;
-  std::optional<pb::Finished> finished_;
-  uint64_t reports_open_ = 0;
-  bool finish_sent_ = false;
-  std::string waiting_for_;  // while there is no trainer, and after it
+  JobMember member_;  // owns the clients that the workers use
+  // Of what was loaded; set with loaded_.
+  bool loaded_ = false;
+  std::shared_ptr<const Workload::Data> data_;
+  pb::TableSpec model_table_;
+  uint32_t dim_ = 0;                  // of the embedding's rows; 0: there is none
+  std::shared_ptr<Workload> unused_;  // the first, until somebody trains with it
+  std::map<uint32_t, std::shared_ptr<LogicalWorker>> workers_;        // by rank; owned here alone
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);  // for late callbacks
 };
 

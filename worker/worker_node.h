@@ -1,5 +1,10 @@
-// WorkerNode: joins the job, reads its part of the data, and trains: pull, compute, push, until the
-// experiment is done.
+// WorkerNode: joins the job, reads the data, and hosts the logical workers it is given: each trains
+// on its part - pull, compute, push - until the experiment is done. A node that has none waits for
+// work: a spare, or one whose work was moved elsewhere.
+//
+// All of them compute on the one thread of Env::Offload, in turn, each with a model of its own.
+// What a push codec has not sent yet (error feedback) is the client's and goes with it: a
+// generation that begins from a checkpoint begins with none, as does a rank that is moved.
 //
 // All decisions run on the Env's loop; computing and reading data run in Env::Offload. Sees the
 // world through Env and Transport alone, so the same code runs in a process and in the simulated

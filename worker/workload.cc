@@ -19,10 +19,15 @@ absl::Status In(const std::string& part, const absl::Status& status) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment) {
-  auto workload = std::make_unique<Workload>();
   absl::StatusOr<DataSplits> data = LoadDataSplits(experiment.data(), experiment.seed());
   if (!data.ok()) return In("data", data.status());
-  workload->data = *std::move(data);
+  return BuildWorkload(experiment, {std::move(data->train), std::move(data->test)});
+}
+
+absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& experiment,
+                                                        const Workload::Data& data) {
+  auto workload = std::make_unique<Workload>();
+  workload->data = data;
 
   CpuDeviceOptions options;
   options.threads = experiment.cluster().compute_threads();

@@ -84,11 +84,12 @@ class UpdateWorker::Impl {
     member_.Register(
         registration, kPatience,
         {.max_request_bytes = options_.max_request_bytes, .progress_timeout = kPatience},
-        [this](const pb::Assignment&, PsClient* client) {
-          client_ = client;
+        {.begin = [this](const JobMember::Hosted& hosted) {
+          client_ = hosted.client;
+          rank_ = hosted.rank;
           for (uint32_t i = 0; i < kWindow; ++i) Next();
           return absl::OkStatus();
-        });
+        }});
   }
 
   void Next() {
@@ -96,7 +97,7 @@ class UpdateWorker::Impl {
       if (open_ == 0 && !std::exchange(sent_, true)) FinishUpdates();
       return;
     }
-    const UpdatePlan::Update update = options_.plan.Nth(member_.welcome().rank(), next_++);
+    const UpdatePlan::Update update = options_.plan.Nth(rank_, next_++);
     ++open_;
     client_->sparse(kTable)->Update(update.keys, update.gradients.data(), [this] {
       --open_;
@@ -111,8 +112,8 @@ class UpdateWorker::Impl {
       options_.violation(absl::StrFormat(
           "worker %d: %d updates are open and %d are counted as acknowledged, expected are 0 and "
           "%d",
-          member_.welcome().rank(), client_->sparse(kTable)->updates_open(),
-          client_->counters().updates_acked, acked_));
+          rank_, client_->sparse(kTable)->updates_open(), client_->counters().updates_acked,
+          acked_));
     }
     client_->WhenAllAcknowledged(
         [this] { client_->Leave(/*after_tick=*/0, [this] { PullAll(); }); });
@@ -136,18 +137,18 @@ class UpdateWorker::Impl {
           found == expected.end() ? std::vector<float>(UpdatePlan::kDim) : found->second;
       if (row == want) continue;
       options_.violation(absl::StrFormat(
-          "worker %d: the row of key %d is [%s] after all updates, expected is [%s]",
-          member_.welcome().rank(), keys_[i], absl::StrJoin(row, ", "), absl::StrJoin(want, ", ")));
+          "worker %d: the row of key %d is [%s] after all updates, expected is [%s]", rank_,
+          keys_[i], absl::StrJoin(row, ", "), absl::StrJoin(want, ", ")));
     }
     pb::Finished finished;
     finished.set_pushes_acked(client_->counters().pushes_acked);
-    finished.set_rpc_retries(member_.rpc().counters().retries);
-    member_.Ask(pb::FINISHED, finished.SerializeAsString(), kPatience, "the finished updates");
+    member_.Finish(rank_, std::move(finished), kPatience);
   }
 
   Options options_;
   JobMember member_;
   PsClient* client_ = nullptr;  // the member's
+  uint32_t rank_ = 0;
   uint32_t next_ = 0, open_ = 0;
   uint64_t acked_ = 0;
   bool sent_ = false;

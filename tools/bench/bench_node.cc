@@ -51,20 +51,21 @@ class BenchNode::Impl {
     member_.Register(
         registration, kAnswerTimeout,
         {.max_request_bytes = uint64_t{options_.plan.max_request_kib} << 10, .pool = options_.pool},
-        [this](const pb::Assignment&, PsClient* client) {
-          Begin(client);
+        {.begin = [this](const JobMember::Hosted& hosted) {
+          Begin(hosted);
           return absl::OkStatus();
-        });
+        }});
   }
 
-  void Begin(PsClient* client) {
-    client_ = client;
+  void Begin(const JobMember::Hosted& hosted) {
+    client_ = hosted.client;
+    rank_ = hosted.rank;
     LoadContext context;
     context.env = env_;
     context.client = client_;
     context.plan = &options_.plan;
     context.pool = options_.pool;
-    context.rank = member_.welcome().rank();
+    context.rank = rank_;
     context.record = [this](const Series& series) { Record(series); };
     context.meet = [this](const std::string& name, absl::AnyInvocable<void()> go) {
       Meet(name, std::move(go));
@@ -119,12 +120,10 @@ class BenchNode::Impl {
         pb::Finished finished;
         finished.set_steps(load_->ticks());
         finished.set_pushes_acked(counters.pushes_acked);
-        finished.set_rpc_retries(member_.rpc().counters().retries);
         finished.set_bytes_pushed(counters.bytes_pushed);
         finished.set_bytes_pulled(counters.bytes_pulled);
         Record({"rpc_retries", "", {static_cast<double>(member_.rpc().counters().retries)}});
-        member_.Ask(pb::FINISHED, finished.SerializeAsString(), kAnswerTimeout,
-                    "the finished load");
+        member_.Finish(rank_, std::move(finished), kAnswerTimeout);
       });
     });
   }
@@ -133,6 +132,7 @@ class BenchNode::Impl {
   Options options_;
   JobMember member_;
   PsClient* client_ = nullptr;  // the member's
+  uint32_t rank_ = 0;           // given
   std::unique_ptr<Load> load_;
   absl::AnyInvocable<void()> meet_go_;
   TimerId meet_timer_ = kNoTimer;

@@ -1,24 +1,34 @@
 // JobMember: how a worker of any kind takes part in a job. It joins through the scheduler,
-// registers its tables, reaches the servers it is assigned, and ends with the job.
+// registers its tables, hosts the logical workers it is given, and ends with the job.
 //
 //   JobMember member(env, transport, {.hello = hello, ...}, {.on_welcome = ...});
 //   member.Start();                                  // ... on_welcome:
 //   member.Register(tables, patience, client_options,
-//                   [&](const pb::Assignment&, PsClient* client) { ... });
+//                   {.begin = [&](const JobMember::Hosted& worker) { ... use worker.client ... },
+//                    .drop = [&](uint32_t rank) { ... }});
 //
-// Errors of the client and of what is asked end the node: `on_end` says why. Thread-safety: as Env,
+// A logical worker is a rank: its part of the data, its ticks, its sequences. A node hosts one,
+// several or none; which ones, the scheduler says in the answer to REGISTER and at any time later
+// (ASSIGN). Of two assignments the newer counts, in whatever order they come. Within a generation a
+// logical worker that stays only gets to know the new map; a new generation begins everything anew.
+//
+// Errors of a client and of what is asked end the node: `on_end` says why. Thread-safety: as Env,
 // everything on the loop.
 #ifndef PARLEY_WORKER_CLIENT_JOB_MEMBER_H_
 #define PARLEY_WORKER_CLIENT_JOB_MEMBER_H_
 
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/cluster.pb.h"
 #include "ps/base/env.h"
+#include "ps/base/ids.h"
 #include "ps/net/rpc.h"
 #include "ps/net/scheduler_link.h"
 #include "ps/net/transport.h"
@@ -37,29 +47,52 @@ class JobMember {
   };
   struct Handlers {
     absl::AnyInvocable<void(const pb::Welcome&)> on_welcome;
-    // What to say in the next heartbeat. Empty: what the client waits for.
+    // What to say in the next heartbeat. Empty: what the clients wait for.
     absl::AnyInvocable<pb::Heartbeat()> heartbeat = nullptr;
     // Once, at most: OK when the scheduler ended the job well, else why this worker ends.
     absl::AnyInvocable<void(absl::Status)> on_end;
   };
-  // Begins the work; an error ends the node. The client is the member's.
-  using OnAssigned = absl::AnyInvocable<absl::Status(const pb::Assignment&, PsClient*)>;
+  // A logical worker that is this node's.
+  struct Hosted {
+    uint32_t rank = 0, incarnation = 0;
+    uint64_t generation = 0;
+    uint32_t workers = 1;        // of the job; ranks are below
+    uint64_t first_tick = 0;     // with which its generation began
+    uint64_t start_tick = 0;     // with which it begins
+    uint64_t skip_below = 0;     // it pushes nothing but empty gradients below
+    uint32_t shards = 0;         // of the map, for people
+    PsClient* client = nullptr;  // the member's, until `drop` has returned
+  };
+  struct Hosting {
+    // Begins its work; an error ends the node.
+    absl::AnyInvocable<absl::Status(const Hosted&)> begin;
+    // It is another node's, or begins anew: stop, and forget its client. Empty: this kind of worker
+    // hosts one, which cannot be moved; being told to do so ends the node.
+    absl::AnyInvocable<void(uint32_t rank)> drop = nullptr;
+  };
 
   // `env` and `transport` must outlive this.
   JobMember(Env* env, Transport* transport, Options options, Handlers handlers);
 
   void Start();
 
-  // Says what this worker brings and waits, at most `patience`, for its assignment; then connects
-  // to the shards. `client`'s on_error and log are set here. `on_assigned` is not called once the
-  // job is over. After on_welcome, once.
+  // Says what this worker brings and waits, at most `patience`, for its first assignment. The
+  // client of each logical worker is made with `client`, but its rank, incarnation, on_error and
+  // log. Nothing is begun once the job is over. After on_welcome, once.
   void Register(const pb::Register& registration, absl::Duration patience, PsClient::Options client,
-                OnAssigned on_assigned);
+                Hosting hosting);
 
   // A request to the scheduler whose answer says nothing but that it was heard; else the node ends.
   // `what` completes "no answer to ... from the scheduler".
   void Ask(pb::Kind kind, std::string body, absl::Duration deadline, const std::string& what,
            absl::AnyInvocable<void()> heard = nullptr);
+  // The same for a logical worker: once it is dropped, the answer matters no more. Nor does a
+  // refusal by kFailedPrecondition: it is another's already, and the assignment that says so is on
+  // its way. REQUIRES: it is hosted here.
+  void AskFor(uint32_t rank, pb::Kind kind, std::string body, absl::Duration deadline,
+              const std::string& what, absl::AnyInvocable<void()> heard = nullptr);
+  // FINISHED of a logical worker: fills in whose it is, and asks as AskFor.
+  void Finish(uint32_t rank, pb::Finished finished, absl::Duration deadline);
 
   // Ends this node from its own side: the scheduler is told why.
   void Fail(const absl::Status& status);
@@ -73,10 +106,23 @@ class JobMember {
   const Rpc& rpc() const { return rpc_; }
 
  private:
+  struct Seat {
+    uint32_t incarnation = 0;
+    std::unique_ptr<PsClient> client;
+    std::shared_ptr<bool> alive;  // for answers that come too late
+  };
+
   SchedulerLink::Options LinkOptions() const;
   SchedulerLink::Handlers LinkHandlers();
-  absl::Status OnAssignment(absl::StatusOr<Frame> answer, PsClient::Options client,
-                            OnAssigned& on_assigned);
+  pb::Heartbeat Waiting() const;
+  void OnRegistered(absl::StatusOr<Frame> answer);
+  absl::StatusOr<std::string> OnAssign(const pb::Assignment& assignment);
+  absl::Status Take(const pb::Assignment& assignment);
+  absl::Status ConnectShards(const pb::PartitionMap& map);
+  void DisconnectOthers(const pb::PartitionMap& map);
+  absl::Status Drop(uint32_t rank);
+  absl::Status Begin(const pb::Assignment& assignment, uint32_t rank);
+  bool IsOurs(const pb::Assignment& assignment, uint32_t rank) const;
 
   Env* const env_;
   Transport* const transport_;
@@ -84,7 +130,16 @@ class JobMember {
   Handlers handlers_;
   Rpc rpc_;
   pb::Welcome welcome_;
-  std::unique_ptr<PsClient> client_;
+  // Set by Register.
+  bool registered_ = false;
+  PsClient::Options client_options_;
+  Hosting hosting_;
+  // Of the newest assignment.
+  bool assigned_ = false;
+  uint64_t generation_ = 0, epoch_ = 0;
+  std::map<NodeId, std::string> shards_;  // connected: node -> endpoint
+  std::map<uint32_t, Seat> seats_;        // by rank
+  uint64_t retries_told_ = 0;             // by FINISHED
   bool over_ = false;
   SchedulerLink link_;  // last: its handlers use the rest
 };

@@ -6,31 +6,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/base/sparse_layout.h"
+#include "ps/server/partition_places.h"
 
 namespace parley {
 namespace {
-
-const pb::TableMap* FindMap(const pb::PartitionMap& map, uint32_t table) {
-  for (const pb::TableMap& owners : map.table()) {
-    if (owners.table() == table) return &owners;
-  }
-  return nullptr;
-}
-
-absl::Status CheckMap(const pb::TableSpec& spec, const pb::PartitionMap& map,
-                      const pb::TableMap* owners, uint32_t partitions) {
-  if (owners == nullptr || static_cast<uint32_t>(owners->owner_size()) != partitions) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("table '%s': the map does not name an owner for each of its %d partitions",
-                        spec.name(), partitions));
-  }
-  for (uint32_t owner : owners->owner()) {
-    if (owner >= static_cast<uint32_t>(map.shard_size())) {
-      return absl::InvalidArgumentError(absl::StrFormat("owner %d is no shard of the map", owner));
-    }
-  }
-  return absl::OkStatus();
-}
 
 bool Evicts(const pb::TableSpec& spec) {
   const pb::Eviction& eviction = spec.sparse().eviction();
@@ -40,18 +19,13 @@ bool Evicts(const pb::TableSpec& spec) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<HostedTable>> HostedTable::Create(
-    const pb::Assignment& assignment, int index, const Context& context,
-    HostedPartition::NormRequest request_norm) {
-  const pb::TableSpec& spec = assignment.table(index);
+    const pb::TableSpec& spec, const Context& context, HostedPartition::NormRequest request_norm) {
   absl::StatusOr<uint32_t> partitions = TablePartitions(spec);
   if (!partitions.ok()) return partitions.status();
-  const pb::TableMap* owners = FindMap(assignment.map(), spec.id());
-  absl::Status status = CheckMap(spec, assignment.map(), owners, *partitions);
-  if (!status.ok()) return status;
-
-  std::unique_ptr<HostedTable> table(new HostedTable(spec));
+  std::unique_ptr<HostedTable> table(new HostedTable(spec, context));
+  table->partitions_.resize(*partitions);
   table->request_norm_ = std::move(request_norm);
-  status = table->MakeCodecs(context.consistency);
+  absl::Status status = table->MakeCodecs();
   if (!status.ok()) return status;
   // Rows of a sparse table are no one gradient whose norm could be clipped.
   if (!spec.has_sparse() && spec.optimizer().clip_norm() > 0) {
@@ -59,12 +33,11 @@ absl::StatusOr<std::unique_ptr<HostedTable>> HostedTable::Create(
     if (!optimizer.ok()) return optimizer.status();
     table->clip_ = *std::move(optimizer);
   }
-  status = table->MakePartitions(assignment, *owners, context);
-  if (!status.ok()) return status;
   return table;
 }
 
-absl::Status HostedTable::MakeCodecs(const pb::Consistency& consistency) {
+absl::Status HostedTable::MakeCodecs() {
+  const pb::Consistency& consistency = context_.consistency;
   const pb::Compression& compression = spec_.compression();
   const auto make = [&](const std::string& name, const char* way,
                         std::unique_ptr<PayloadCodec>* codec) -> absl::Status {
@@ -93,42 +66,54 @@ absl::Status HostedTable::MakeCodecs(const pb::Consistency& consistency) {
   return absl::OkStatus();
 }
 
-absl::Status HostedTable::MakePartitions(const pb::Assignment& assignment,
-                                         const pb::TableMap& owners, const Context& context) {
-  const pb::PartitionMap& map = assignment.map();
-  partitions_.resize(static_cast<size_t>(owners.owner_size()));
-  for (uint32_t index = 0; index < partitions_.size(); ++index) {
-    const uint32_t owner = owners.owner(static_cast<int>(index));
-    if (NodeId{map.shard(static_cast<int>(owner)).node()} != context.self) continue;
-    HostedPartition::Setup setup;
-    setup.table = spec_.id();
-    setup.index = index;
-    setup.sparse = spec_.has_sparse();
-    setup.evicts = Evicts(spec_);
-    setup.consistency = context.consistency;
-    setup.worker_incarnations.assign(assignment.worker_incarnation().begin(),
-                                     assignment.worker_incarnation().end());
-    setup.clip = clip_.get();
-    setup.pull_codec = pull_codec_.get();
-    setup.probe = context.probe;
-    setup.counters = context.counters;
-    setup.pool = context.pool;
-    absl::StatusOr<std::unique_ptr<TablePartition>> values =
-        TablePartition::Create(spec_, index, context.pool);
-    if (!values.ok()) return values.status();
-    partitions_[index] = std::make_unique<HostedPartition>(
-        *std::move(values), std::move(setup),
-        [this](uint32_t partition, NormGroup group, double share) {
-          request_norm_(partition, group, share);
-        });
-    hosted_.push_back(partitions_[index].get());
-  }
-  return absl::OkStatus();
+absl::StatusOr<std::unique_ptr<HostedPartition>> HostedTable::Make(
+    uint32_t index, const std::vector<uint32_t>& worker_incarnations) {
+  absl::StatusOr<std::unique_ptr<TablePartition>> values =
+      TablePartition::Create(spec_, index, context_.pool);
+  if (!values.ok()) return values.status();
+  HostedPartition::Setup setup;
+  setup.table = spec_.id();
+  setup.index = index;
+  setup.sparse = spec_.has_sparse();
+  setup.evicts = Evicts(spec_);
+  setup.consistency = context_.consistency;
+  setup.worker_incarnations = worker_incarnations;
+  setup.check_every = context_.check_every;
+  // Where a step cannot be computed again to the bit, nobody is asked to.
+  setup.keeps_overwritten =
+      context_.replaces_workers && context_.consistency.mode() == pb::Consistency::BSP &&
+      !setup.evicts && (push_codec_ == nullptr || !push_codec_->keeps_residual());
+  setup.clip = clip_.get();
+  setup.pull_codec = pull_codec_.get();
+  setup.probe = context_.probe;
+  setup.counters = context_.counters;
+  setup.pool = context_.pool;
+  return std::make_unique<HostedPartition>(
+      *std::move(values), std::move(setup),
+      [this](uint32_t partition, NormGroup group, double share) {
+        request_norm_(partition, group, share);
+      });
 }
 
-NormExchange::Setup HostedTable::NormSetup(const pb::Assignment& assignment, NodeId self) const {
-  const pb::PartitionMap& map = assignment.map();
-  const pb::TableMap& owners = *FindMap(map, spec_.id());
+void HostedTable::Host(std::unique_ptr<HostedPartition> partition) {
+  const uint32_t index = partition->index();
+  hosted_.insert(std::upper_bound(hosted_.begin(), hosted_.end(), index,
+                                  [](uint32_t wanted, const HostedPartition* other) {
+                                    return wanted < other->index();
+                                  }),
+                 partition.get());
+  partitions_[index] = std::move(partition);
+}
+
+std::unique_ptr<HostedPartition> HostedTable::Release(uint32_t partition) {
+  std::unique_ptr<HostedPartition> released = std::move(partitions_[partition]);
+  std::erase(hosted_, released.get());
+  marked.erase(partition);
+  return released;
+}
+
+NormExchange::Setup HostedTable::NormSetup(const pb::PartitionMap& map, NodeId self) const {
+  const pb::TableMap& owners = *FindTableMap(map, spec_.id());
   NormExchange::Setup setup;
   setup.table = spec_.id();
   for (uint32_t owner : owners.owner()) {
@@ -140,14 +125,14 @@ NormExchange::Setup HostedTable::NormSetup(const pb::Assignment& assignment, Nod
   const pb::ShardAddress& coordinator = map.shard(static_cast<int>(owners.owner(0)));
   setup.coordinator = NodeId{coordinator.node()};
   setup.coordinator_endpoint = coordinator.endpoint();
-  setup.coordinator_name = absl::StrFormat("server %d shard %d (%s)", coordinator.server_rank(),
-                                           coordinator.shard(), coordinator.endpoint());
+  setup.coordinator_name = ShardName(coordinator);
   return setup;
 }
 
 std::string HostedTable::Describe() const {
   std::string text = absl::StrFormat("table '%s': %d of %d partitions", spec_.name(),
                                      hosted_.size(), partitions_.size());
+  if (!backups.empty()) absl::StrAppendFormat(&text, " and copies of %d", backups.size());
   if (sparse()) {
     absl::StrAppendFormat(&text, ", rows of %d x %s", spec_.sparse().dim(),
                           pb::RowType_Name(spec_.sparse().row_type()));

@@ -83,7 +83,7 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
   PathTransport::Options transport;
   transport.bind = *std::move(bind);
   transport.context = common.context;
-  return AddPathNode(process, {.offload_threads = 0, .spin = absl::Microseconds(flags.spin_us)},
+  return AddPathNode(process, {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
                      memory, std::move(transport), [&](const NodeProcess::Seat& seat) {
                        ServerNode::Options options;
                        options.scheduler = flags.scheduler;

@@ -1,6 +1,7 @@
 #include "ps/server/norm_exchange.h"
 
-#include <cmath>
+#include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "ps/net/scheduler_link.h"
@@ -14,6 +15,10 @@ NormExchange::NormExchange(Rpc* rpc, NodeId self, Setup setup, OnTotal on_total,
       on_total_(std::move(on_total)),
       on_error_(std::move(on_error)) {}
 
+NormExchange::~NormExchange() {
+  for (const auto& [number, call] : calls_) rpc_->Cancel(call);
+}
+
 void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_squares) {
   std::map<uint32_t, double>& shares = local_[group];
   shares[partition] = sum_of_squares;
@@ -22,6 +27,11 @@ void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_square
   local_.erase(group);
 
   if (setup_.coordinator == self_) {
+    // Somebody may have known it already.
+    if (auto known = totals_.find(group); known != totals_.end()) {
+      on_total_(group, known->second);
+      return;
+    }
     Collecting& collecting = collecting_[group];
     collecting.partials.insert(complete.begin(), complete.end());
     Collect(group, collecting);
@@ -36,24 +46,47 @@ void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_square
     partial->set_partition(index);
     partial->set_sum_of_squares(sum);
   }
+  Ask(group, norm);
+}
+
+void NormExchange::Know(NormGroup group, double total) {
+  if (setup_.coordinator == self_) {
+    if (!totals_.contains(group)) Finish(group, total, collecting_[group]);
+    return;
+  }
+  pb::Norm norm;
+  norm.set_table(setup_.table);
+  norm.set_step(group.tick);
+  norm.set_worker(group.worker);
+  norm.set_total(total);
+  Ask(group, norm);
+}
+
+void NormExchange::Ask(NormGroup group, const pb::Norm& norm) {
   Frame frame;
   frame.header.set_kind(pb::NORM);
   frame.header.set_table(setup_.table);
   frame.header.set_epoch(setup_.epoch);
   frame.header.set_body(norm.SerializeAsString());
-  CallOptions call{.deadline = setup_.deadline,
-                   .what = absl::StrFormat("gradient norm of step %d from %s", group.tick,
-                                           setup_.coordinator_name)};
-  rpc_->Call(setup_.coordinator, std::move(frame), std::move(call),
-             [this, group](absl::StatusOr<Frame> answer) {
-               pb::Norm total;
-               absl::Status status = answer.ok() ? ParseBody(*answer, &total) : answer.status();
-               if (!status.ok()) {
-                 on_error_(status);
-               } else {
-                 on_total_(group, total.total());
-               }
-             });
+  CallOptions options{.deadline = setup_.deadline,
+                      .what = absl::StrFormat("gradient norm of step %d from %s", group.tick,
+                                              setup_.coordinator_name)};
+  const uint64_t number = next_call_++;
+  const CallId call = rpc_->Call(
+      setup_.coordinator, std::move(frame), std::move(options),
+      [this, group, number](absl::StatusOr<Frame> answer) {
+        calls_.erase(number);
+        pb::Norm total;
+        absl::Status status = answer.ok() ? ParseBody(*answer, &total) : answer.status();
+        // One of the two is at another map: the next one asks anew.
+        if (absl::IsFailedPrecondition(status)) return;
+        if (!status.ok()) {
+          on_error_(status);
+        } else {
+          on_total_(group, total.total());
+        }
+      });
+  calls_.emplace(number, call);
 }
 
 void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& norm) {
@@ -65,6 +98,17 @@ void NormExchange::OnRequest(NodeId from, const Frame& request, const pb::Norm& 
   const NormGroup group{norm.step(), norm.worker()};
   if (auto known = totals_.find(group); known != totals_.end()) {
     Answer(from, request.header, known->second);
+    return;
+  }
+  if (norm.has_total()) {
+    // Of an owner, which all that answer to this shard are: it has applied the group with it.
+    if (std::find(setup_.owners.begin(), setup_.owners.end(), from) == setup_.owners.end()) {
+      rpc_->ReplyError(from, request.header,
+                       absl::PermissionDeniedError("only owners of the table know norms"));
+      return;
+    }
+    Finish(group, norm.total(), collecting_[group]);
+    Answer(from, request.header, norm.total());
     return;
   }
   if (norm.partial().empty()) {
@@ -111,6 +155,10 @@ void NormExchange::Collect(NormGroup group, Collecting& collecting) {
   if (collecting.partials.size() < setup_.owners.size()) return;
   double total = 0;
   for (const auto& [partition, sum] : collecting.partials) total += sum;
+  Finish(group, total, collecting);
+}
+
+void NormExchange::Finish(NormGroup group, double total, Collecting& collecting) {
   totals_[group] = total;
   totals_order_.push_back(group);
   if (totals_order_.size() > kRemembered) {

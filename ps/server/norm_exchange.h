@@ -5,7 +5,11 @@
 // Each shard sends the sums of its partitions for a group (a step, or a worker's tick) once all of
 // them are known to the shard that owns partition 0 of the table; there the total is made in
 // partition order and answered to all. Sums are float64 per partition and added in partition order:
-// the total does not depend on placement or timing. Owned by one loop; not thread-safe.
+// the total does not depend on placement or timing.
+//
+// One object per map. With the next map everything is asked anew, of whoever owns partition 0 then;
+// some partitions may have applied a group already, so those that know its total tell it (Know).
+// Owned by one loop; not thread-safe.
 #ifndef PARLEY_PS_SERVER_NORM_EXCHANGE_H_
 #define PARLEY_PS_SERVER_NORM_EXCHANGE_H_
 
@@ -39,6 +43,13 @@ class NormExchange {
   using OnError = absl::AnyInvocable<void(const absl::Status&)>;
 
   NormExchange(Rpc* rpc, NodeId self, Setup setup, OnTotal on_total, OnError on_error);
+  ~NormExchange();  // nothing that was asked is called back
+  NormExchange(const NormExchange&) = delete;
+  NormExchange& operator=(const NormExchange&) = delete;
+
+  // The total of a group that a local partition has applied under an earlier map: told to the shard
+  // that others ask.
+  void Know(NormGroup group, double total);
 
   // A local partition's share of a group.
   void Add(uint32_t partition, NormGroup group, double sum_of_squares);
@@ -56,6 +67,8 @@ class NormExchange {
     std::map<uint32_t, double> partials;  // by partition: the order of addition
     std::map<std::pair<NodeId, uint64_t>, pb::FrameHeader> waiting;  // by sender and request id
   };
+  void Ask(NormGroup group, const pb::Norm& norm);
+  void Finish(NormGroup group, double total, Collecting& collecting);
   void Collect(NormGroup group, Collecting& collecting);
   void Answer(NodeId to, const pb::FrameHeader& request, double total);
 
@@ -68,6 +81,8 @@ class NormExchange {
   std::map<NormGroup, Collecting> collecting_;             // coordinator only
   std::map<NormGroup, double> totals_;                     // coordinator only
   std::deque<NormGroup> totals_order_;
+  std::map<uint64_t, CallId> calls_;  // that are under way, by a number of our own
+  uint64_t next_call_ = 0;
 };
 
 }  // namespace parley

@@ -50,7 +50,7 @@ absl::Status CheckPush(TableRequest* request, BufferPool* pool) {
 
 }  // namespace
 
-absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
+absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys, bool tickets) {
   const pb::FrameHeader& header = request->header;
   // All parts or none: a push that is half taken could be neither acknowledged nor refused.
   absl::Status checked;
@@ -61,13 +61,15 @@ absl::Status TakePush(TableRequest* request, BufferPool* pool, bool keep_keys) {
         "push to table %d: no memory for its values; none of it was taken", header.table()));
   }
   if (!checked.ok()) return checked;
+  if (tickets) request->tickets.reserve(request->partitions.size());
   for (size_t i = 0; i < request->partitions.size(); ++i) {
     PartPayload& payload = request->payload[i];
-    absl::Status status = request->partitions[i]->TakePush(
+    absl::StatusOr<HostedPartition::Ticket> ticket = request->partitions[i]->TakePush(
         header, header.part(static_cast<int>(i)),
         keep_keys ? payload.keys : std::exchange(payload.keys, Buffer()),
         std::exchange(payload.values, Buffer()));
-    if (!status.ok()) return status;
+    if (!ticket.ok()) return ticket.status();
+    if (tickets) request->tickets.push_back(*ticket);
   }
   return absl::OkStatus();
 }

@@ -22,6 +22,12 @@ void RowCounter::Count(const std::vector<const HostedTable*>& tables, Done done)
   }
 }
 
+void RowCounter::Abandon() {
+  env_->Cancel(timer_);
+  timer_ = kNoTimer;
+  waiting_.clear();
+}
+
 void RowCounter::Next() {
   timer_ = kNoTimer;
   const std::vector<HostedPartition*>& hosted = tables_[table_]->hosted();

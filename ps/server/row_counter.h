@@ -27,8 +27,12 @@ class RowCounter {
 
   // Calls `done` once, with an entry for each sparse table of `tables`; at once if there is none.
   // Counts that are asked for while one runs share its result. Rows that change meanwhile make it
-  // a count of no one moment: exact once nobody pushes any more. `tables` must outlive this.
+  // a count of no one moment: exact once nobody pushes any more. `tables`, and their partitions,
+  // must stay until it is done, or abandoned.
   void Count(const std::vector<const HostedTable*>& tables, Done done);
+
+  // Partitions are about to come or go: who waits is not called, and has to ask again.
+  void Abandon();
 
  private:
   void Next();

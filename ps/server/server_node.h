@@ -2,9 +2,11 @@
 // and nothing else.
 //
 // It joins the job, is assigned its partitions, then answers pushes and pulls: replay guard,
-// aggregator, update, and the consistency policy in front of reads. More cores means more shards in
-// a process, never a lock. Sees the world through Env and Transport alone, so the same code runs in
-// a process and in the simulated cluster.
+// aggregator, update, and the consistency policy in front of reads. Of some partitions it is the
+// primary, which sends what it does to their copies on other shards, of others a copy that may be
+// promoted; which is which changes with every map of the scheduler's (decision 014). More cores
+// means more shards in a process, never a lock. Sees the world through Env, Transport and
+// FileSystem alone, so the same code runs in a process and in the simulated cluster.
 #ifndef PARLEY_PS_SERVER_SERVER_NODE_H_
 #define PARLEY_PS_SERVER_SERVER_NODE_H_
 
@@ -18,6 +20,7 @@
 #include "absl/time/time.h"
 #include "ps/base/buffer.h"
 #include "ps/base/env.h"
+#include "ps/base/file_system.h"
 #include "ps/net/transport.h"
 #include "ps/server/key_cache.h"
 #include "ps/server/server_probe.h"
@@ -39,6 +42,8 @@ class ServerNode {
     BufferPool* pool = nullptr;
     // Remembered of each worker's lists of keys. Less makes workers send them again more often.
     size_t key_cache_bytes = KeyCache::kMaxBytes;
+    // Where checkpoints are; outlives the Env. Null: FileSystem::Posix().
+    FileSystem* files = nullptr;
     ServerProbe* probe = nullptr;                      // outlives the node; may be null
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };

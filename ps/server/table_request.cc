@@ -26,7 +26,10 @@ absl::Status FindPartitions(const pb::FrameHeader& header, const HostedTable& ta
         (parts <= kFewParts ? std::find(found->begin(), found->end(), partition) != found->end()
                             : !seen.insert(partition).second);
     if (partition == nullptr || twice) {
-      return absl::InvalidArgumentError(
+      // By another map it may have been here, or will be.
+      const bool elsewhere = !twice && part.partition() < table.partitions();
+      return absl::Status(
+          elsewhere ? absl::StatusCode::kFailedPrecondition : absl::StatusCode::kInvalidArgument,
           absl::StrFormat("table %d, partition %d: %s", header.table(), part.partition(),
                           twice ? "named twice" : "not on this shard"));
     }

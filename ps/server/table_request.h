@@ -1,5 +1,5 @@
-// TableRequest: a PUSH, PULL or PUSH_PULL whose partitions and keys have been found; what the
-// handlers of pushes and pulls work on.
+// TableRequest: a PUSH, PULL or PUSH_PULL whose partitions and keys have been found; what pushes
+// are taken from and the Responder answers. A LEAVE, too, while its answer waits.
 //
 // A sparse part names its rows by a list of keys in the payload, by the digest of a list that was
 // sent before, or by both, which asks to remember the list. Not thread-safe.
@@ -33,13 +33,16 @@ struct TableRequest {
   // By part.
   std::vector<HostedPartition*> partitions;
   std::vector<PartPayload> payload;  // keys: the list, wherever it was found; values: as they came
+  // A push that was taken: what its acknowledgement waits for, by part; none if for nothing.
+  std::vector<HostedPartition::Ticket> tickets;
 };
 
 // Finds the partitions, each named once, and the keys of every part, which belong to it and match
 // their digest. Takes the header out of `frame` if all is good, else leaves it as it is. Lists that
 // came with their digest are in `cache`, the sender's, from then on. kInvalidArgument names the
-// part and what is wrong with it. kNotFound: a digest that is not known; the sender should send the
-// lists. After an error `request` holds anything.
+// part and what is wrong with it. kFailedPrecondition: another shard is primary of a partition.
+// kNotFound: a digest that is not known; the sender should send the lists. After an error `request`
+// holds anything.
 absl::Status ResolveRequest(Frame* frame, HostedTable* table, KeyCache* cache,
                             TableRequest* request);
 

@@ -1,9 +1,10 @@
-// ParkedPulls: the pulls that the consistency policy does not let through yet.
+// ParkedRequests: pulls that the consistency policy does not let through yet, and pushes that may
+// not be acknowledged yet.
 //
-// A pull is kept by (sender, request id): one that comes again is the caller asking whether it was
-// lost, and is told that it is held. Bounded. Owned by one loop; not thread-safe.
-#ifndef PARLEY_PS_SERVER_PARKED_PULLS_H_
-#define PARLEY_PS_SERVER_PARKED_PULLS_H_
+// A request is kept by (sender, request id): one that comes again is the caller asking whether it
+// was lost, and is told that it is held. Bounded. Owned by one loop; not thread-safe.
+#ifndef PARLEY_PS_SERVER_PARKED_REQUESTS_H_
+#define PARLEY_PS_SERVER_PARKED_REQUESTS_H_
 
 #include <cstdint>
 #include <list>
@@ -18,11 +19,11 @@
 
 namespace parley {
 
-class ParkedPulls {
+class ParkedRequests {
  public:
-  // A worker has a few pulls in flight; this is for thousands of workers.
+  // A worker has a few requests in flight; this is for thousands of workers.
   static constexpr size_t kMax = 65536;
-  // Keys of sparse pulls that are held with them.
+  // Keys of sparse requests that are held with them.
   static constexpr size_t kMaxKeyBytes = size_t{256} << 20;
 
   struct Entry {
@@ -45,7 +46,7 @@ class ParkedPulls {
   absl::Status Park(NodeId from, TableRequest&& request, absl::Duration now) {
     const size_t bytes = KeyBytes(request);
     if (entries_.size() >= kMax || key_bytes_ + bytes > kMaxKeyBytes) {
-      return absl::ResourceExhaustedError("too many pulls are waiting on this shard");
+      return absl::ResourceExhaustedError("too many requests are waiting on this shard");
     }
     key_bytes_ += bytes;
     keys_.insert(std::pair(from, request.header.request_id()));
@@ -67,6 +68,8 @@ class ParkedPulls {
   }
 
   bool empty() const { return entries_.empty(); }
+  // The one parked last. REQUIRES: !empty().
+  Entry& back() { return entries_.back(); }
 
  private:
   static size_t KeyBytes(const TableRequest& request) {
@@ -82,4 +85,4 @@ class ParkedPulls {
 
 }  // namespace parley
 
-#endif  // PARLEY_PS_SERVER_PARKED_PULLS_H_
+#endif  // PARLEY_PS_SERVER_PARKED_REQUESTS_H_

@@ -1,0 +1,71 @@
+#include "ps/server/checkpoint_desk.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_format.h"
+
+namespace parley {
+namespace {
+
+bool Same(const pb::CheckpointRequest& a, const pb::CheckpointRequest& b) {
+  return a.SerializeAsString() == b.SerializeAsString();
+}
+
+}  // namespace
+
+void CheckpointDesk::OnRequest(NodeId from, const pb::FrameHeader& header,
+                               const pb::CheckpointRequest& request, const std::string& file_name,
+                               const std::vector<HostedTable*>& tables, bool bsp) {
+  if (task_ != nullptr && !Same(task_->request(), request)) {
+    Abandon(absl::AbortedError(absl::StrFormat("a checkpoint of step %d is wanted by now",
+                                               request.step())));
+  }
+  if (task_ == nullptr && last_ && Same(last_->first, request)) {
+    askers_.emplace_back(from, header);
+    return AnswerAll(last_->second);
+  }
+  if (task_ == nullptr) {
+    absl::Status status = CheckpointTask::Check(request.step(), tables);
+    if (!status.ok()) return rpc_->ReplyError(from, header, status);
+    last_.reset();
+    task_ = std::make_unique<CheckpointTask>(
+        env_, files_, request, file_name, tables, bsp,
+        [this](absl::StatusOr<pb::CheckpointFile> result) { OnDone(std::move(result)); });
+  }
+  const bool again = std::any_of(askers_.begin(), askers_.end(), [&](const Asker& asker) {
+    return asker.first == from && asker.second.request_id() == header.request_id();
+  });
+  if (!again) askers_.emplace_back(from, header);
+  rpc_->ReplyParked(from, header, task_->WaitsFor());
+}
+
+void CheckpointDesk::OnDone(absl::StatusOr<pb::CheckpointFile> result) {
+  // Of an answer that sounds temporary the rpc would not let go: this attempt is over.
+  if (absl::IsResourceExhausted(result.status()) || absl::IsUnavailable(result.status())) {
+    result = absl::InternalError(result.status().message());
+  }
+  last_.emplace(task_->request(), std::move(result));
+  AnswerAll(last_->second);
+  task_.reset();
+}
+
+void CheckpointDesk::AnswerAll(const absl::StatusOr<pb::CheckpointFile>& result) {
+  for (const auto& [from, header] : std::exchange(askers_, {})) {
+    if (!result.ok()) {
+      rpc_->ReplyError(from, header, result.status());
+      continue;
+    }
+    Frame answer;
+    answer.header.set_body(result->SerializeAsString());
+    rpc_->Reply(from, header, std::move(answer));
+  }
+}
+
+void CheckpointDesk::Abandon(const absl::Status& why) {
+  last_.reset();
+  if (task_ == nullptr) return;
+  task_.reset();
+  AnswerAll(why);
+}
+
+}  // namespace parley

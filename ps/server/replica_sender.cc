@@ -1,0 +1,263 @@
+#include "ps/server/replica_sender.h"
+
+#include <algorithm>
+#include <new>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+
+namespace parley {
+namespace {
+
+// A copy that cannot be brought up now is tried again after this.
+constexpr absl::Duration kPause = absl::Milliseconds(500);
+
+// Losing a message of this kind holds up a step, so little silence is taken for loss.
+CallOptions ToCopy(std::string what) {
+  CallOptions options;
+  options.attempt = absl::Milliseconds(250);
+  options.max_attempt = absl::Seconds(2);
+  options.what = std::move(what);
+  return options;
+}
+
+}  // namespace
+
+ReplicaSender::ReplicaSender(Env* env, Rpc* rpc, ReplicaHost* host, uint32_t table,
+                             uint32_t partition, const BackupPlace& place)
+    : env_(env),
+      rpc_(rpc),
+      host_(host),
+      table_(table),
+      partition_(partition),
+      place_(place),
+      counts_(place.synced),
+      told_synced_(place.synced),
+      alive_(std::make_shared<int>()) {
+  // Whatever the copy has, it has it from another primary, or from another time here.
+  Restart(absl::ZeroDuration());
+}
+
+ReplicaSender::~ReplicaSender() {
+  env_->Cancel(timer_);
+  CancelCalls();
+  GiveTurnBack();
+}
+
+std::string ReplicaSender::Name() const {
+  return absl::StrFormat("the copy of table %d, partition %d at %s", table_, partition_,
+                         place_.name);
+}
+
+void ReplicaSender::CancelCalls() {
+  if (sync_call_) rpc_->Cancel(*sync_call_);
+  sync_call_.reset();
+  for (Pending& pending : queue_) {
+    if (pending.call) rpc_->Cancel(*pending.call);
+  }
+}
+
+void ReplicaSender::GiveTurnBack() {
+  if (std::exchange(has_turn_, false)) host_->GiveTurnBack();
+}
+
+// Everything from the start: operations so far will be in the snapshot.
+void ReplicaSender::Restart(absl::Duration delay) {
+  CancelCalls();
+  GiveTurnBack();
+  queue_.clear();
+  sent_ = 0;
+  sent_bytes_ = 0;
+  snapshot_.reset();
+  message_ = Frame();
+  state_ = State::kWaiting;
+  env_->Cancel(timer_);
+  timer_ = env_->After(delay, [this] {
+    timer_ = kNoTimer;
+    host_->AwaitTurn(alive_, [this] { BeginSync(); });
+  });
+}
+
+void ReplicaSender::BeginSync() {
+  has_turn_ = true;
+  try {
+    snapshot_.emplace(host_->Snapshot(table_, partition_));
+  } catch (const std::bad_alloc&) {
+    host_->Log(absl::StrFormat("no memory to bring up %s; it is tried again", Name()));
+    Restart(kPause);
+    return;
+  }
+  state_ = State::kSyncing;
+  attempt_ = host_->NextAttempt();
+  message_ = Frame();
+  snapshot_->Next(partition_, attempt_, &message_);
+  SendSync();
+}
+
+void ReplicaSender::SendSync() {
+  message_epoch_ = host_->epoch();
+  message_refused_ = false;
+  Frame frame = message_;
+  frame.header.set_kind(pb::SYNC);
+  frame.header.set_table(table_);
+  frame.header.set_epoch(message_epoch_);
+  sync_call_ = rpc_->Call(place_.node, std::move(frame), ToCopy("bringing up " + Name()),
+                          [this](absl::StatusOr<Frame> answer) { OnSyncAnswer(answer.status()); });
+}
+
+void ReplicaSender::OnSyncAnswer(const absl::Status& status) {
+  sync_call_.reset();
+  if (absl::IsFailedPrecondition(status)) {
+    message_refused_ = true;
+    if (host_->epoch() > message_epoch_) SendSync();
+    return;
+  }
+  if (absl::IsDeadlineExceeded(status)) return SendSync();
+  if (!status.ok()) {
+    host_->Log(absl::StrFormat("%s refused its state: %s", Name(), status.ToString()));
+    return Restart(kPause);
+  }
+  if (!snapshot_->done()) {
+    message_ = Frame();
+    snapshot_->Next(partition_, attempt_, &message_);
+    return SendSync();
+  }
+  OnSynced();
+}
+
+void ReplicaSender::OnSynced() {
+  acknowledged_ = std::max(acknowledged_, snapshot_->index());
+  snapshot_.reset();
+  message_ = Frame();
+  GiveTurnBack();
+  state_ = State::kFollowing;
+  // From now on nothing is durable without it; once it has what was durable before, it has
+  // everything that was ever acknowledged.
+  counts_ = true;
+  announce_at_ = host_->durable_index(table_, partition_);
+  SendOps();
+  MaybeTellSynced();
+  host_->OnProgress(table_, partition_);
+}
+
+void ReplicaSender::Enqueue(std::shared_ptr<const SharedOp> op) {
+  if (state_ == State::kWaiting) return;  // the snapshot will hold it
+  if (queue_.size() >= kMaxQueued) {
+    host_->Log(absl::StrFormat("%s is %d operations behind; it is brought up anew", Name(),
+                               queue_.size()));
+    return Restart(kPause);
+  }
+  queue_.push_back({std::move(op), std::nullopt, 0, false});
+  if (state_ == State::kFollowing) SendOps();
+}
+
+void ReplicaSender::SendOps() {
+  while (sent_ < queue_.size() && sent_ < kMaxInFlight &&
+         (sent_ == 0 || sent_bytes_ + queue_[sent_].op->bytes() <= kMaxInFlightBytes)) {
+    Pending& pending = queue_[sent_++];
+    sent_bytes_ += pending.op->bytes();
+    Send(pending);
+  }
+}
+
+void ReplicaSender::Send(Pending& pending) {
+  const SharedOp& op = *pending.op;
+  pending.epoch = host_->epoch();
+  pending.refused = false;
+  Frame frame;
+  frame.header.set_kind(pb::REPLICATE);
+  frame.header.set_table(table_);
+  frame.header.set_epoch(pending.epoch);
+  frame.header.set_body(op.body);
+  pb::Part* part = frame.header.add_part();
+  part->set_partition(partition_);
+  if (!op.keys.empty()) {
+    part->set_keys(static_cast<uint32_t>(op.keys.size() / sizeof(uint64_t)));
+    part->set_key_bytes(op.keys.size());
+    frame.payload.push_back(op.keys);
+  }
+  if (!op.values.empty()) {
+    part->set_count(op.values.num_floats());
+    frame.payload.push_back(op.values);
+  }
+  pending.call = rpc_->Call(
+      place_.node, std::move(frame), ToCopy(absl::StrFormat("operation %d to ", op.index) + Name()),
+      [this, index = op.index](absl::StatusOr<Frame> answer) {
+        OnOpAnswer(index, answer.status());
+      });
+}
+
+void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
+  // Ascending, one by one: the place follows from the index.
+  if (queue_.empty() || index < queue_.front().op->index) return;
+  Pending& answered = queue_[index - queue_.front().op->index];
+  answered.call.reset();
+  if (status.ok()) {
+    // It applies them in order: what came before is there, too.
+    while (!queue_.empty() && queue_.front().op->index <= index) {
+      if (queue_.front().call) rpc_->Cancel(*queue_.front().call);
+      sent_bytes_ -= queue_.front().op->bytes();
+      --sent_;
+      queue_.pop_front();
+    }
+    acknowledged_ = std::max(acknowledged_, index);
+    SendOps();
+    MaybeTellSynced();
+    host_->OnProgress(table_, partition_);
+  } else if (absl::IsFailedPrecondition(status)) {
+    answered.refused = true;
+    if (host_->epoch() > answered.epoch) Send(answered);
+  } else if (absl::IsDeadlineExceeded(status)) {
+    Send(answered);
+  } else {
+    Tell(pb::BackupNews::DIVERGED, std::string(status.message()));
+    Restart(absl::ZeroDuration());
+  }
+}
+
+void ReplicaSender::OnMap(bool synced) {
+  if (synced) {
+    counts_ = true;
+  } else if (state_ != State::kFollowing) {
+    // The scheduler knows that it lacks something and will not promote it: nothing waits for it.
+    counts_ = false;
+  }
+  told_synced_ = synced;
+  // What is still to be told is told of this map.
+  for (size_t i = 1; i < news_.size(); ++i) news_[i].set_epoch(host_->epoch());
+  MaybeTellSynced();
+  if (message_refused_ && !sync_call_ && state_ == State::kSyncing) SendSync();
+  for (size_t i = 0; i < sent_; ++i) {
+    if (queue_[i].refused) Send(queue_[i]);
+  }
+}
+
+void ReplicaSender::MaybeTellSynced() {
+  if (state_ != State::kFollowing || told_synced_ || acknowledged_ < announce_at_) return;
+  told_synced_ = true;
+  Tell(pb::BackupNews::SYNCED, "");
+}
+
+void ReplicaSender::Tell(pb::BackupNews::What what, const std::string& text) {
+  if (what == pb::BackupNews::DIVERGED) told_synced_ = false;
+  // One after the other, so that they arrive in order; of those not begun the last says all.
+  if (news_.size() > 1) news_.resize(1);
+  pb::BackupNews news;
+  news.set_epoch(host_->epoch());
+  news.set_table(table_);
+  news.set_partition(partition_);
+  news.set_node(Value(place_.node));
+  news.set_what(what);
+  news.set_text(text);
+  news_.push_back(std::move(news));
+  if (news_.size() == 1) TellNext();
+}
+
+void ReplicaSender::TellNext() {
+  host_->TellNews(news_.front(), alive_, [this] {
+    news_.pop_front();
+    if (!news_.empty()) TellNext();
+  });
+}
+
+}  // namespace parley

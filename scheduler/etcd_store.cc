@@ -77,7 +77,7 @@ absl::Status EtcdStore::SaveNow(const std::string& state) {
 absl::Status EtcdStore::Forget() {
   if (lease_ == 0) return absl::OkStatus();
   absl::Status status = client_.PutWhile(LeaderKey(), lease_, StateKey(), std::nullopt).status();
-  status.Update(client_.Revoke(lease_));
+  status.Update(client_.Revoke(std::exchange(lease_, 0)));
   return status;
 }
 

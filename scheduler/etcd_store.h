@@ -62,7 +62,7 @@ class EtcdStore : public OffloadedStore {
 
   Options options_;
   EtcdClient client_;
-  int64_t lease_ = 0;        // set by OpenNow, and from then on only read
+  int64_t lease_ = 0;        // set by OpenNow, and from then on only read, until Forget
   std::string waiting_for_;  // OpenNow's: who leads
 
   // Owned by the loop.

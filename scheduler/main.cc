@@ -1,15 +1,22 @@
 // parley-scheduler: admits nodes, watches them, and leaves the record of the run.
 #include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "ps/base/loop_env.h"
 #include "ps/config/experiment.h"
 #include "ps/config/flags.h"
+#include "ps/net/node_name.h"
 #include "ps/net/process.h"
 #include "ps/net/zmq_transport.h"
+#include "scheduler/disk_store.h"
+#include "scheduler/etcd_store.h"
 #include "scheduler/report/observers.h"
 #include "scheduler/report/run_directory.h"
 #include "scheduler/report/terminal_report.h"
@@ -19,12 +26,17 @@ namespace parley {
 namespace {
 
 constexpr char kProgram[] = "parley-scheduler";
+constexpr char kEtcd[] = "etcd://";
+
+// Of the loop: state is saved, and a lease kept alive, while a checkpoint is being read.
+constexpr int kOffloadThreads = 3;
 
 struct Flags {
   std::string experiment, run_dir, job, log, endpoint_file, bind = "tcp://127.0.0.1:0";
+  std::string state, restore;
   std::string metrics_format = "plain";
   std::vector<std::string> set;
-  bool quiet = false;
+  bool append = false, anew = false, quiet = false;
 };
 
 FlagSet MakeFlagSet(Flags* flags) {
@@ -38,6 +50,13 @@ FlagSet MakeFlagSet(Flags* flags) {
             "and 0 for any free port, or ipc:///path")
       .Text("endpoint-file", &flags->endpoint_file, "FILE",
             "write the endpoint with its real port here")
+      .Text("state", &flags->state, "DIR|etcd://HOST:PORT",
+            "where to keep what a restarted scheduler goes on from, until the job is over; if "
+            "something is there, the job goes on; else RUN-DIR/state")
+      .Text("restore", &flags->restore, "DIR",
+            "begin from this checkpoint, or the newest of this directory that is whole")
+      .Switch("append", &flags->append, "add to the record in RUN-DIR, do not replace it")
+      .Switch("anew", &flags->anew, "forget what is in --state")
       .Choice("metrics-format", &flags->metrics_format, {"plain", "gradient"},
               "gradient: also print {\"chart\": ...} lines")
       .Switch("quiet", &flags->quiet, "print the results only")
@@ -73,10 +92,110 @@ class LogReport : public RunObserver {
   NodeProcess* const process_;
 };
 
-absl::Status AddScheduler(NodeProcess* process, const Flags& flags,
-                          const pb::Experiment& experiment, LogReport* log, Reports* reports) {
+// The place where this scheduler's state is, and what was found there.
+struct State {
+  std::unique_ptr<OffloadedStore> store;
+  bool found = false;
+  NodeProcess* process = nullptr;  // once there is one
+
+  // With `anew` nothing is found.
+  absl::Status Open(bool anew);
+
+ private:
+  absl::Status OpenOnce();
+};
+
+// On a loop of its own: whether to go on with a job decides what is made next, and a scheduler that
+// waits for another's end is not to listen meanwhile.
+absl::Status State::OpenOnce() {
+  absl::StatusOr<std::optional<std::string>> result = absl::UnknownError("");
+  {
+    LoopEnv env({.offload_threads = 1});
+    store->Attach(&env);
+    env.Post([&] {
+      store->Open([&](absl::StatusOr<std::optional<std::string>> opened) {
+        result = std::move(opened);
+        env.Stop();
+      });
+    });
+    env.Run();
+  }
+  found = result.ok() && result->has_value();
+  return result.status();
+}
+
+absl::Status State::Open(bool anew) {
+  absl::Status status = OpenOnce();
+  if (!status.ok() || !anew || !found) return status;
+  if (status = store->Forget(); !status.ok()) return status;
+  return OpenOnce();
+}
+
+// An absolute path: servers may run elsewhere.
+std::string Absolute(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().string();
+}
+
+void MakeDiskStore(const Flags& flags, State* state) {
+  DiskStore::Options options;
+  options.directory = flags.state.empty() ? flags.run_dir + "/state" : flags.state;
+  state->store = std::make_unique<DiskStore>(std::move(options));
+}
+
+absl::Status MakeEtcdStore(const Flags& flags, const std::string& job, State* state) {
+  absl::StatusOr<std::vector<std::string>> addresses = EtcdClient::ParseAddresses(flags.state);
+  if (!addresses.ok()) return addresses.status();
+  EtcdStore::Options options;
+  options.addresses = *std::move(addresses);
+  options.job = job;
+  options.self = HostAndPid();
+  options.log = [state](const std::string& line) {
+    if (state->process != nullptr) return state->process->Log(line);
+    std::fprintf(stderr, "%s: %s\n", kProgram, line.c_str());  // waiting, with no log yet
+  };
+  // Another may lead by now: not a word to anybody, and at once.
+  options.on_lost = [state](const absl::Status& status) {
+    if (state->process != nullptr) state->process->Log(std::string(status.message()));
+    std::_Exit(NodeProcess::Complain(kProgram, status));
+  };
+  state->store = std::make_unique<EtcdStore>(std::move(options));
+  return absl::OkStatus();
+}
+
+absl::Status OpenReports(const Flags& flags, LoopEnv* env, bool goes_on, LogReport* log,
+                         Reports* reports) {
+  ReportClock now = [env] { return env->Now(); };
+  absl::StatusOr<std::unique_ptr<RunDirectory>> directory =
+      goes_on ? RunDirectory::Continue(flags.run_dir, now)
+              : RunDirectory::Create(flags.run_dir, now);
+  if (!directory.ok()) return directory.status();
+  reports->directory = *std::move(directory);
+  TerminalOptions terminal = StandardOutputOptions();
+  terminal.gradient = flags.metrics_format == "gradient";
+  terminal.quiet = flags.quiet;
+  terminal.run_dir = flags.run_dir;
+  reports->terminal = std::make_unique<TerminalReport>(terminal, now);
+  reports->all = std::make_unique<Observers>(
+      std::vector<RunObserver*>{log, reports->directory.get(), reports->terminal.get()});
+  return absl::OkStatus();
+}
+
+// Parts of the process that outlive its node.
+struct Scheduler {
+  const Flags& flags;
+  const pb::Experiment& experiment;
+  const std::string job;
+  State state;
+  Reports reports;
+  SchedulerNode* node = nullptr;  // the process holds it
+};
+
+absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* scheduler) {
+  const Flags& flags = scheduler->flags;
   return process->AddNode(
-      {.offload_threads = 0},
+      {.offload_threads = kOffloadThreads},
       [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
         ZmqTransport::Options options;
         options.self = kSchedulerNode;
@@ -86,32 +205,76 @@ absl::Status AddScheduler(NodeProcess* process, const Flags& flags,
             ZmqTransport::Create(env, std::move(options));
         if (!transport.ok()) return transport.status();
         // Only now, so that a scheduler that cannot listen leaves an earlier run's record alone.
-        ReportClock now = [env] { return env->Now(); };
-        absl::StatusOr<std::unique_ptr<RunDirectory>> directory =
-            RunDirectory::Create(flags.run_dir, now);
-        if (!directory.ok()) return directory.status();
-        reports->directory = *std::move(directory);
-        TerminalOptions terminal = StandardOutputOptions();
-        terminal.gradient = flags.metrics_format == "gradient";
-        terminal.quiet = flags.quiet;
-        terminal.run_dir = flags.run_dir;
-        reports->terminal = std::make_unique<TerminalReport>(terminal, now);
-        reports->all = std::make_unique<Observers>(
-            std::vector<RunObserver*>{log, reports->directory.get(), reports->terminal.get()});
-        if (!flags.endpoint_file.empty()) {
-          absl::Status status =
-              WriteFileWhole(flags.endpoint_file, absl::StrCat((*transport)->endpoint(), "\n"));
-          if (!status.ok()) return status;
+        State* state = &scheduler->state;
+        if (state->store == nullptr) {
+          MakeDiskStore(flags, state);
+          if (absl::Status status = state->Open(flags.anew); !status.ok()) return status;
         }
+        state->store->Attach(env);
+        absl::Status status =
+            OpenReports(flags, env, state->found || flags.append, log, &scheduler->reports);
+        if (status.ok() && !flags.endpoint_file.empty()) {
+          status =
+              WriteFileWhole(flags.endpoint_file, absl::StrCat((*transport)->endpoint(), "\n"));
+        }
+        if (!status.ok()) return status;
         return *std::move(transport);
       },
       [&](const NodeProcess::Seat& seat) {
         SchedulerNode::Options options;
-        options.job = flags.job.empty() ? experiment.name() : flags.job;
-        options.experiment = experiment;
-        return NodeProcess::Hold(std::make_shared<SchedulerNode>(
-            seat.env, seat.transport, std::move(options), reports->all.get(), seat.done));
+        options.job = scheduler->job;
+        options.experiment = scheduler->experiment;
+        options.store = scheduler->state.store.get();
+        const std::string& directory = scheduler->experiment.checkpoints().directory();
+        options.checkpoint_root =
+            Absolute(directory.empty() ? flags.run_dir + "/checkpoints" : directory);
+        if (!flags.restore.empty()) options.restore = Absolute(flags.restore);
+        auto node = std::make_shared<SchedulerNode>(seat.env, seat.transport, std::move(options),
+                                                    scheduler->reports.all.get(), seat.done);
+        scheduler->node = node.get();
+        return NodeProcess::Hold(std::move(node));
       });
+}
+
+int Run(const Flags& flags, const pb::Experiment& experiment) {
+  Scheduler scheduler{.flags = flags,
+                      .experiment = experiment,
+                      .job = flags.job.empty() ? experiment.name() : flags.job,
+                      .state = {},
+                      .reports = {}};
+  State& state = scheduler.state;
+  if (absl::StartsWith(flags.state, kEtcd)) {
+    absl::Status status = MakeEtcdStore(flags, scheduler.job, &state);
+    if (!status.ok()) {
+      NodeProcess::Complain(kProgram, status);
+      return 2;
+    }
+    // Signals still end the process while it waits.
+    if (status = state.Open(flags.anew); !status.ok())
+      return NodeProcess::Complain(kProgram, status);
+  }
+  int code = 0;
+  {
+    absl::StatusOr<std::unique_ptr<NodeProcess>> process = NodeProcess::Create(
+        {.program = kProgram, .log_file = flags.log, .on_user_signal = [&scheduler] {
+           scheduler.node->RequestCheckpoint();
+         }});
+    if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
+    state.process = process->get();
+    LogReport log(process->get());
+    absl::Status status = AddScheduler(process->get(), &log, &scheduler);
+    if (!status.ok()) return NodeProcess::Complain(kProgram, status);
+    code = (*process)->Run();
+    state.process = nullptr;
+  }
+  // The job is over: nobody goes on with it.
+  if (absl::Status status = state.store->Forget(); !status.ok() && code == 0) {
+    return NodeProcess::Complain(kProgram, status);
+  }
+  if (!scheduler.reports.directory->status().ok()) {
+    return NodeProcess::Complain(kProgram, scheduler.reports.directory->status());
+  }
+  return code;
 }
 
 int Main(int argc, char** argv) {
@@ -123,18 +286,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "%s\n", std::string(experiment.status().message()).c_str());
     return 2;
   }
-  absl::StatusOr<std::unique_ptr<NodeProcess>> process =
-      NodeProcess::Create({.program = kProgram, .log_file = flags.log});
-  if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
-  LogReport log(process->get());
-  Reports reports;
-  absl::Status status = AddScheduler(process->get(), flags, *experiment, &log, &reports);
-  if (!status.ok()) return NodeProcess::Complain(kProgram, status);
-  const int code = (*process)->Run();
-  if (!reports.directory->status().ok()) {
-    return NodeProcess::Complain(kProgram, reports.directory->status());
-  }
-  return code;
+  return Run(flags, *experiment);
 }
 
 }  // namespace

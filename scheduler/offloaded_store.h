@@ -27,7 +27,7 @@ class OffloadedStore : public StateStore {
   void Save(std::string state, absl::AnyInvocable<void(absl::Status)> saved) override;
 
   // The job is over, and what was saved is of no more use: blocks until it is gone, and lets go of
-  // the right to write. REQUIRES: nothing is under way, and nothing follows.
+  // the right to write. REQUIRES: nothing is under way.
   virtual absl::Status Forget() = 0;
 
  protected:

@@ -111,6 +111,12 @@ FlagSet& FlagSet::Argument(const std::string& name, std::string* target, const s
   return *this;
 }
 
+FlagSet& FlagSet::OptionalArgument(const std::string& name, std::string* target,
+                                   const std::string& help) {
+  arguments_.push_back({name, help, target, false});
+  return *this;
+}
+
 FlagSet::Flag* FlagSet::Find(const std::string& name) {
   for (Flag& flag : flags_) {
     if (flag.name == name) return &flag;
@@ -183,7 +189,7 @@ absl::Status FlagSet::ParseFlag(const std::vector<std::string>& args, size_t* in
 }
 
 absl::Status FlagSet::CheckMissing(size_t arguments_given) const {
-  if (arguments_given < arguments_.size()) {
+  if (arguments_given < arguments_.size() && arguments_[arguments_given].required) {
     const Positional& missing = arguments_[arguments_given];
     return Error(
         absl::StrCat(missing.name, " is missing: ", missing.help, "; see ", command_, " --help"));
@@ -209,7 +215,10 @@ std::optional<int> FlagSet::ParseForMain(int argc, const char* const* argv) {
 
 std::string FlagSet::Help() const {
   std::string usage = absl::StrCat("usage: ", command_);
-  for (const Positional& argument : arguments_) absl::StrAppend(&usage, " ", argument.name);
+  for (const Positional& argument : arguments_) {
+    absl::StrAppend(&usage, " ", argument.required ? "" : "[", argument.name,
+                    argument.required ? "" : "]");
+  }
   for (const Flag& flag : flags_) {
     if (flag.required) absl::StrAppend(&usage, " --", flag.name, " ", flag.value);
   }

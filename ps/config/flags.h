@@ -54,6 +54,8 @@ class FlagSet {
   FlagSet& Switch(const std::string& name, bool* target, const std::string& help);
   // An argument without a name; those added first come first. Required.
   FlagSet& Argument(const std::string& name, std::string* target, const std::string& help);
+  // One that may be left out. REQUIRES: it is added last.
+  FlagSet& OptionalArgument(const std::string& name, std::string* target, const std::string& help);
 
   absl::Status Parse(int argc, const char* const* argv);  // argv[0] is skipped
   absl::Status Parse(const std::vector<std::string>& args);
@@ -76,6 +78,7 @@ class FlagSet {
   struct Positional {
     std::string name, help;
     std::string* target;
+    bool required = true;
   };
   FlagSet& Add(Flag flag);
   FlagSet& AddNumber(Flag flag, uint32_t min, uint32_t max, std::function<void(uint32_t)> store);

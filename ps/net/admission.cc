@@ -23,7 +23,8 @@ absl::Status CheckAdmission(const pb::FrameHeader& header, uint64_t job) {
   }
   // Answers too: a node may be asked something before its own admission has reached it.
   const bool may_be_jobless = header.kind() == pb::HELLO || header.kind() == pb::FAILED ||
-                              header.kind() == pb::REPLY || header.kind() == pb::PARKED;
+                              header.kind() == pb::REPLY || header.kind() == pb::PARKED ||
+                              header.kind() == pb::CONTROL;
   if (job == 0 || header.job() == job || (header.job() == 0 && may_be_jobless)) {
     return absl::OkStatus();
   }

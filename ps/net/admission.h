@@ -14,7 +14,7 @@ namespace parley {
 uint64_t JobId(const std::string& job);
 
 // kFailedPrecondition naming both protocol versions, or both jobs. `job` 0 is a node that knows no
-// job yet; a frame of job 0 passes only as HELLO or FAILED, which may come from a node that knows
+// job yet; a frame of job 0 passes only as HELLO, FAILED or CONTROL, which may come from who knows
 // none.
 absl::Status CheckAdmission(const pb::FrameHeader& header, uint64_t job);
 

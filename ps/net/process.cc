@@ -91,6 +91,7 @@ absl::StatusOr<std::unique_ptr<NodeProcess>> NodeProcess::Create(Options options
   if (sigaction(SIGHUP, nullptr, &hangup) == 0 && hangup.sa_handler != SIG_IGN) {
     sigaddset(&signals, SIGHUP);
   }
+  if (options.on_user_signal) sigaddset(&signals, SIGUSR1);
   // Blocked here and so in all threads to come: the signals reach nobody but the descriptor.
   if (pthread_sigmask(SIG_BLOCK, &signals, nullptr) != 0) {
     return absl::InternalError("SIGTERM, SIGINT and SIGHUP cannot be blocked");
@@ -165,6 +166,10 @@ int NodeProcess::Run() {
 bool NodeProcess::OnSignal() {
   signalfd_siginfo info;
   if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) return false;
+  if (info.ssi_signo == SIGUSR1) {
+    options_.on_user_signal();
+    return true;
+  }
   const char* name = info.ssi_signo == SIGINT   ? "SIGINT"
                      : info.ssi_signo == SIGHUP ? "SIGHUP"
                                                 : "SIGTERM";

@@ -44,6 +44,8 @@ class NodeProcess {
   struct Options {
     std::string program;        // "parley-worker": in front of the last line
     std::string log_file = "";  // appended to; empty = stderr
+    // Called on the first node's loop for each SIGUSR1; null: the signal ends the process, as ever.
+    std::function<void()> on_user_signal = nullptr;
   };
   // What a node is built on. `done` is called by the node, once, on its loop.
   struct Seat {

@@ -3,10 +3,14 @@
 #include <google/protobuf/text_format.h>
 
 #include <cerrno>
+#include <cmath>
 #include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "scheduler/report/curves_svg.h"
 #include "scheduler/report/metrics_json.h"
@@ -22,6 +26,26 @@ absl::Status MakeDirectories(const std::string& path) {
   if (!error) return absl::OkStatus();
   return absl::ErrnoToStatus(error.value(),
                              absl::StrCat("run directory '", path, "' cannot be made"));
+}
+
+// The file without a last line that has no end; empty if there is none.
+std::string WholeLines(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  text << file.rdbuf();
+  const std::string all = text.str();
+  return all.substr(0, all.rfind('\n') + 1);
+}
+
+// The time of the last line of a metrics.jsonl. In a text the quotes would be escaped.
+double LastSeconds(absl::string_view metrics_jsonl) {
+  constexpr absl::string_view kKey = "\"seconds\": ";
+  const size_t at = metrics_jsonl.rfind(kKey);
+  if (at == absl::string_view::npos) return 0;
+  absl::string_view number = metrics_jsonl.substr(at + kKey.size());
+  number = number.substr(0, number.find_first_of(",}"));
+  double seconds = 0;
+  return absl::SimpleAtod(number, &seconds) && std::isfinite(seconds) ? seconds : 0;
 }
 
 }  // namespace
@@ -42,9 +66,32 @@ absl::Status WriteFileWhole(const std::string& path, absl::string_view content) 
 
 absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Create(const std::string& path,
                                                                    ReportClock now) {
+  return Open(path, std::move(now), "wb");
+}
+
+absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Continue(const std::string& path,
+                                                                     ReportClock now) {
+  const std::string metrics_path = path + "/metrics.jsonl";
+  const std::string before = WholeLines(metrics_path);
+  std::error_code error;
+  // No such file: it is made.
+  if (std::filesystem::exists(metrics_path, error)) {
+    std::filesystem::resize_file(metrics_path, before.size(), error);
+  }
+  absl::StatusOr<std::unique_ptr<RunDirectory>> directory = Open(path, std::move(now), "ab");
+  if (!directory.ok()) return directory.status();
+  (*directory)->start_ -= absl::Seconds(LastSeconds(before));
+  absl::StatusOr<std::vector<EpochMetrics>> epochs = ParseEpochs(before);
+  if (epochs.ok()) (*directory)->epochs_ = *std::move(epochs);
+  return directory;
+}
+
+absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Open(const std::string& path,
+                                                                 ReportClock now,
+                                                                 const char* mode) {
   if (absl::Status status = MakeDirectories(path + "/logs"); !status.ok()) return status;
   const std::string metrics_path = path + "/metrics.jsonl";
-  File metrics(fopen(metrics_path.c_str(), "wb"), fclose);
+  File metrics(fopen(metrics_path.c_str(), mode), fclose);
   if (!metrics) {
     return absl::ErrnoToStatus(errno, absl::StrCat("'", metrics_path, "' cannot be written"));
   }
@@ -90,6 +137,8 @@ void RunDirectory::OnProgress(const RunProgress& progress) {
 }
 
 void RunDirectory::OnEpoch(const EpochMetrics& metrics) {
+  // Begun again from an earlier state: what was after it is done anew.
+  while (!epochs_.empty() && epochs_.back().epoch >= metrics.epoch) epochs_.pop_back();
   epochs_.push_back(metrics);
   AppendMetric(EpochJson(metrics, Seconds()));
   Replace("curves.svg", CurvesSvg(job_, epochs_));

@@ -36,6 +36,11 @@ class RunDirectory : public RunObserver {
   static absl::StatusOr<std::unique_ptr<RunDirectory>> Create(const std::string& path,
                                                               ReportClock now);
 
+  // For a scheduler that goes on with a job: metrics.jsonl is kept and added to - but for a last
+  // line that was cut short - and its times go on from there.
+  static absl::StatusOr<std::unique_ptr<RunDirectory>> Continue(const std::string& path,
+                                                                ReportClock now);
+
   void OnStart(const std::string& job, const pb::Experiment& resolved) override;
   void OnEvent(const std::string& line) override;
   void OnProgress(const RunProgress& progress) override;
@@ -48,13 +53,15 @@ class RunDirectory : public RunObserver {
  private:
   using File = std::unique_ptr<FILE, int (*)(FILE*)>;
   RunDirectory(std::string path, ReportClock now, File metrics);
+  static absl::StatusOr<std::unique_ptr<RunDirectory>> Open(const std::string& path,
+                                                            ReportClock now, const char* mode);
   void AppendMetric(const std::string& line);
   void Replace(const std::string& name, absl::string_view content);
   double Seconds() const;
 
   const std::string path_;
   const ReportClock now_;
-  const absl::Duration start_;
+  absl::Duration start_;
   File metrics_;
   absl::Duration next_progress_;
   std::string job_;

@@ -21,6 +21,8 @@ int TrainCommand(const CommandArgs& args);     // parley train --local FILE: in 
 int ValidateCommand(const CommandArgs& args);  // parley validate FILE
 int ExplainCommand(const CommandArgs& args);   // parley explain FILE: what will run where
 int BenchCommand(const CommandArgs& args);     // parley bench SUITE: what the data plane reaches
+int ResizeCommand(const CommandArgs& args);    // parley resize --servers N RUNDIR: while it trains
+int SaveCommand(const CommandArgs& args);      // parley save RUNDIR: a checkpoint now
 int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
 
 // Shared by the commands. Parses; an exit code means that the command is over (help or an error was

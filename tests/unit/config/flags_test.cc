@@ -92,5 +92,18 @@ TEST_F(Flags, Help) {
             "  --help               this text\n");
 }
 
+TEST(FlagSet, AnArgumentThatMayBeLeftOut) {
+  std::string file, more;
+  FlagSet flags("tool", "Does things.");
+  flags.Argument("FILE", &file, "what to read").OptionalArgument("MORE", &more, "what else");
+  EXPECT_TRUE(flags.Parse({"a"}).ok());
+  EXPECT_EQ(file + "," + more, "a,");
+  EXPECT_TRUE(flags.Parse({"a", "b"}).ok());
+  EXPECT_EQ(file + "," + more, "a,b");
+  EXPECT_FALSE(flags.Parse({"a", "b", "c"}).ok());
+  EXPECT_FALSE(flags.Parse(std::vector<std::string>{}).ok());
+  EXPECT_THAT(flags.Help(), HasSubstr("usage: tool FILE [MORE] [flags]"));
+}
+
 }  // namespace
 }  // namespace parley

@@ -215,6 +215,44 @@ TEST(SummaryJson, NamesSparseTables) {
   EXPECT_THAT(json, HasSubstr(R"("frames_refused": 3)"));
 }
 
+TEST(RunDirectory, GoesOnWithTheRecordOfARunThatWasCutShort) {
+  const std::string path = testing::TempDir() + "/parley_report_test/continued";
+  std::filesystem::remove_all(path);
+  FakeClock time;
+  {
+    auto first = RunDirectory::Create(path, time.clock());
+    ASSERT_TRUE(first.ok()) << first.status();
+    (*first)->OnEpoch(Epoch(0, 0.5, 0.86));
+    time.now += absl::Seconds(100);
+    (*first)->OnEvent("an \"seconds\": 7, in a text");
+  }
+  const std::string before = ReadFile(path + "/metrics.jsonl");
+  std::ofstream(path + "/metrics.jsonl", std::ios::app) << R"({"type": "event", "te)";
+
+  FakeClock later;  // another process, with another origin of time
+  auto second = RunDirectory::Continue(path, later.clock());
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(ReadFile(path + "/metrics.jsonl"), before);
+  later.now += absl::Seconds(2);
+  (*second)->OnEvent("the scheduler is back");
+  EXPECT_EQ(ReadFile(path + "/metrics.jsonl"),
+            absl::StrCat(before, EventJson("the scheduler is back", 102), "\n"));
+  (*second)->OnEpoch(Epoch(1, 0.4, 0.88));
+  EXPECT_THAT(ReadFile(path + "/curves.svg"), HasSubstr("0.86"));
+  ASSERT_TRUE(ParseEpochs(ReadFile(path + "/metrics.jsonl")).ok());
+  EXPECT_EQ(ParseEpochs(ReadFile(path + "/metrics.jsonl"))->size(), 2);
+}
+
+TEST(RunDirectory, NothingToGoOnWithIsABeginning) {
+  const std::string path = testing::TempDir() + "/parley_report_test/continued_nothing";
+  std::filesystem::remove_all(path);
+  FakeClock time;
+  auto directory = RunDirectory::Continue(path, time.clock());
+  ASSERT_TRUE(directory.ok()) << directory.status();
+  (*directory)->OnEvent("here");
+  EXPECT_EQ(ReadFile(path + "/metrics.jsonl"), absl::StrCat(EventJson("here", 0), "\n"));
+}
+
 TEST(RunDirectory, SaysWhatCannotBeWritten) {
   FakeClock time;
   auto directory = RunDirectory::Create("/proc/no/run", time.clock());

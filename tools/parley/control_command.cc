@@ -1,0 +1,132 @@
+// parley resize, parley save: ask a running scheduler for something, as no member of its job.
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <system_error>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "ps/base/loop_env.h"
+#include "ps/net/rpc.h"
+#include "ps/net/scheduler_link.h"
+#include "ps/net/zmq_transport.h"
+#include "tools/parley/commands.h"
+
+namespace parley {
+namespace {
+
+// Partitions are copied meanwhile, or files written; the scheduler says that it is at it.
+constexpr absl::Duration kDeadline = absl::Minutes(10);
+// Nobody there: no scheduler needs so long for its first word.
+constexpr absl::Duration kFirstWord = absl::Seconds(10);
+
+// The scheduler's endpoint from what the user gave: that, or a run directory.
+absl::StatusOr<std::string> EndpointOf(const std::string& where) {
+  if (absl::StrContains(where, "://")) return where;
+  const std::string path = where + "/scheduler.endpoint";
+  std::ifstream file(path);
+  std::string line;
+  if (std::getline(file, line) && !line.empty()) return line;
+  return absl::NotFoundError(
+      absl::StrCat("'", where,
+                   "' is no run directory: it has no scheduler.endpoint; allowed: the "
+                   "directory of a run, or the scheduler's endpoint, tcp://host:port"));
+}
+
+absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint, const pb::Control& control,
+                                      const std::string& what) {
+  LoopEnv env({.offload_threads = 0});
+  ZmqTransport::Options options;
+  options.self = NodeId{env.Random()};
+  absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
+      ZmqTransport::Create(&env, std::move(options));
+  if (!transport.ok()) return transport.status();
+  if (absl::Status s = (*transport)->Connect(kSchedulerNode, endpoint); !s.ok()) return s;
+  Rpc rpc(&env, transport->get());
+  absl::StatusOr<pb::ControlAnswer> result = absl::UnknownError("");
+  env.Post([&] {
+    Frame frame;
+    frame.header.set_kind(pb::CONTROL);
+    frame.header.set_body(control.SerializeAsString());
+    const CallId call = rpc.Call(kSchedulerNode, std::move(frame),
+                                 {.deadline = kDeadline,
+                                  .attempt = absl::Milliseconds(300),
+                                  .what = absl::StrCat(what, " by the scheduler at ", endpoint)},
+                                 [&](absl::StatusOr<Frame> answer) {
+                                   pb::ControlAnswer body;
+                                   absl::Status status =
+                                       answer.ok() ? ParseBody(*answer, &body) : answer.status();
+                                   if (status.ok()) {
+                                     result = std::move(body);
+                                   } else {
+                                     result = std::move(status);
+                                   }
+                                   env.Stop();
+                                 });
+    env.After(kFirstWord, [&, call] {
+      if (!rpc.ParkedFor(call).empty()) return;  // it is at it
+      rpc.Cancel(call);
+      result = absl::DeadlineExceededError(
+          absl::StrCat("the scheduler at ", endpoint, " did not answer within ",
+                       absl::FormatDuration(kFirstWord), "; is it running there?"));
+      env.Stop();
+    });
+  });
+  env.Run();
+  return result;
+}
+
+int Control(const std::string& where, const pb::Control& control, const std::string& what) {
+  absl::StatusOr<std::string> endpoint = EndpointOf(where);
+  if (!endpoint.ok()) return Complain(endpoint.status(), kExitUsage);
+  absl::StatusOr<pb::ControlAnswer> answer = Ask(*endpoint, control, what);
+  if (!answer.ok()) {
+    const bool usage = absl::IsInvalidArgument(answer.status());
+    return Complain(answer.status(), usage ? kExitUsage : kExitFailure);
+  }
+  std::string text = answer->text();
+  if (answer->has_pause_ms()) {
+    absl::StrAppendFormat(&text, "; the longest pause of a partition was %d ms",
+                          answer->pause_ms());
+  }
+  std::printf("%s\n", text.c_str());
+  return kExitOk;
+}
+
+}  // namespace
+
+int ResizeCommand(const CommandArgs& args) {
+  std::string where;
+  uint32_t servers = 0;
+  FlagSet flags("parley resize",
+                "Moves a running job's partitions to more servers, or to fewer. Server processes "
+                "that it is to grow to are started before: `parley run --spare-servers`, or "
+                "parley-server.");
+  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens")
+      .OptionalNumber("servers", &servers, 1, 1024, "server processes that shall hold partitions");
+  if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
+  if (servers == 0) {
+    return Complain(absl::InvalidArgumentError(
+                        "resize: flag --servers is missing: server processes that shall hold "
+                        "partitions; allowed: 1..1024"),
+                    kExitUsage);
+  }
+  pb::Control control;
+  control.set_servers(servers);
+  return Control(where, control, absl::StrCat("resize to ", servers, " servers"));
+}
+
+int SaveCommand(const CommandArgs& args) {
+  std::string where;
+  FlagSet flags("parley save", "Has a running job write a checkpoint as soon as may be.");
+  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens");
+  if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
+  pb::Control control;
+  control.set_checkpoint(true);
+  return Control(where, control, "a checkpoint");
+}
+
+}  // namespace parley

@@ -18,6 +18,7 @@ struct Flags {
   std::string scheduler, job, log;
   uint32_t join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
+  bool spare = false;
 };
 
 absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& memory) {
@@ -31,6 +32,7 @@ absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& mem
                        options.job = flags.job;
                        options.node_name = HostAndPid();
                        options.wanted_rank = flags.rank;
+                       options.spare = flags.spare;
                        options.join_timeout = absl::Seconds(flags.join_timeout);
                        options.pool = memory.pool();
                        options.log = seat.log;
@@ -47,6 +49,7 @@ int Main(int argc, char** argv) {
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
+      .Switch("spare", &flags.spare, "ask for no place: wait until one is to be taken")
       .Number("spin-us", &flags.spin_us, 0, 1000000,
               "microseconds to look for work before sleeping; only with cores to spare")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");

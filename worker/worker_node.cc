@@ -39,6 +39,7 @@ class WorkerNode::Impl {
     member.hello.set_job(options.job);
     member.hello.set_node_name(options.node_name);
     if (options.wanted_rank) member.hello.set_wanted_rank(*options.wanted_rank);
+    if (options.spare) member.hello.set_spare(true);
     return member;
   }
 

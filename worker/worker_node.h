@@ -32,6 +32,7 @@ class WorkerNode {
     std::string job;                      // empty: whatever runs there
     std::string node_name;                // for people: "host:pid"
     std::optional<uint32_t> wanted_rank;  // given if it is free
+    bool spare = false;                   // wants no place of its own: waits until it is needed
     absl::Duration join_timeout = absl::Seconds(60);
     // Where gradients, weights and messages are made; null: a pool of its own. Memory that the
     // transport can share travels without a copy. Must outlive this.

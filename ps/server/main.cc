@@ -26,6 +26,7 @@ struct Flags {
   std::string transport = "auto";
   uint32_t shards = 1, join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
+  bool spare = false;
 };
 
 // Where shard `index` listens, from where the process was told to: ports, paths and names count up.
@@ -94,6 +95,7 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
                        options.process = common.process_id;
                        options.shard = shard;
                        options.wanted_rank = flags.rank;
+                       options.spare = flags.spare;
                        options.join_timeout = absl::Seconds(flags.join_timeout);
                        options.pool = memory.pool();
                        options.log = seat.log;
@@ -117,6 +119,7 @@ int Main(int argc, char** argv) {
       .Number("shards", &flags.shards, 1, 64, "event loops, each with its own partitions")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
+      .Switch("spare", &flags.spare, "ask for no place: wait until one is to be taken")
       .Number("spin-us", &flags.spin_us, 0, 1000000,
               "microseconds to look for work before sleeping; only with cores to spare")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");

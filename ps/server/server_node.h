@@ -36,6 +36,7 @@ class ServerNode {
     uint64_t process = 0;                 // equal for all shards of a process; not 0
     uint32_t shard = 0;                   // index within the process
     std::optional<uint32_t> wanted_rank;  // given if it is free
+    bool spare = false;                   // wants no place of its own: waits until it is needed
     absl::Duration join_timeout = absl::Seconds(60);
     // Where weights and answers are made, so that a transport may lend them out without a copy;
     // outlives the node. Null: a pool of its own.

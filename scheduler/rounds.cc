@@ -72,11 +72,21 @@ void Rounds::OnServer(NodeId node, const Frame& answer) {
   if (OwnsAny(assignment_, node) && ParseBody(answer, &assigned).ok()) {
     answers_.push_back(std::move(assigned));
   }
-  if (!servers_.empty()) return;
+  if (servers_.empty()) OnServersReady();
+}
+
+void Rounds::Drop(NodeId server) {
+  auto found = servers_.find(server);
+  if (found == servers_.end()) return;
+  rpc_->Cancel(found->second);
+  servers_.erase(found);
+  if (servers_.empty()) OnServersReady();
+}
+
+void Rounds::OnServersReady() {
   FillStarts();
   handlers_.on_servers_ready(assignment_);
-  // The handler may have begun another round.
-  if (servers_.empty() && workers_.empty()) TellWorkers();
+  TellWorkers();
 }
 
 void Rounds::FillStarts() {

@@ -46,6 +46,8 @@ class Rounds {
   // `skip`: worker_loss SKIP, workers begin with what nobody has anything of.
   void Run(pb::Assignment assignment, const std::vector<Target>& servers, bool skip);
   void Cancel();
+  // A server that matters no more is not waited for.
+  void Drop(NodeId server);
 
   bool running() const { return !servers_.empty() || !workers_.empty(); }
   bool servers_ready() const { return servers_.empty(); }
@@ -59,6 +61,7 @@ class Rounds {
   void Call(const Target& target, std::map<NodeId, CallId>* calls,
             absl::AnyInvocable<void(NodeId, Frame)> answered);
   void OnServer(NodeId node, const Frame& answer);
+  void OnServersReady();
   void FillStarts();
   void TellWorkers();
   void Done();

@@ -1,118 +1,153 @@
 #include "scheduler/scheduler_node.h"
 
 #include <algorithm>
-#include <map>
-#include <optional>
-#include <set>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/net/admission.h"
-#include "ps/net/rpc.h"
 #include "ps/net/scheduler_link.h"
-#include "scheduler/assignment.h"
-#include "scheduler/membership.h"
-#include "scheduler/run_tally.h"
+#include "scheduler/scheduler_impl.h"
 
 namespace parley {
 namespace {
 
 constexpr absl::Duration kProgressPeriod = absl::Milliseconds(200);
-// How long the end of a job waits for each node's answer to STOP: a dead one gives none.
-constexpr absl::Duration kStopDeadline = absl::Seconds(3);
-// Between the last answer and the end of this node, so that it gets out.
-constexpr absl::Duration kLinger = absl::Milliseconds(200);
+
+// Whether a table has anything that can be saved as changes.
+bool HasSparse(const pb::Model& model) {
+  return std::any_of(model.layer().begin(), model.layer().end(),
+                     [](const pb::Layer& layer) { return layer.has_embedding(); });
+}
 
 }  // namespace
 
-// Phases, in order; each failure goes to kStopping:
-//   kGathering  nodes join; workers say which tables they need
-//   kAssigning  every server is told its partitions
-//   kTraining   workers train, until all have finished
-//   kCounting   servers say what they have counted
-//   kStopping   everybody is told to stop
-class SchedulerNode::Impl {
- public:
-  Impl(Env* env, Transport* transport, Options options, RunObserver* observer,
-       absl::AnyInvocable<void(absl::Status)> done)
-      : env_(env),
-        options_(std::move(options)),
-        observer_(observer),
-        done_(std::move(done)),
-        job_id_(JobId(options_.job)),
-        rpc_(env, transport),
-        members_(options_.job, options_.experiment.cluster()),
-        tally_(options_.experiment) {}
+SchedulerNode::Impl::Impl(Env* env, Transport* transport, Options options, RunObserver* observer,
+                          absl::AnyInvocable<void(absl::Status)> done)
+    : env_(env),
+      transport_(transport),
+      options_(std::move(options)),
+      files_(options_.files != nullptr ? options_.files : FileSystem::Posix()),
+      observer_(observer),
+      done_(std::move(done)),
+      job_id_(JobId(options_.job)),
+      alive_(std::make_shared<bool>(true)),
+      rpc_(env, transport),
+      members_(options_.job, options_.experiment.cluster()),
+      tally_(options_.experiment),
+      detector_(&rpc_, absl::Milliseconds(cluster().heartbeat_ms()),
+                [this](NodeId node) { OnGone(node); }),
+      rounds_(env, &rpc_, absl::Milliseconds(cluster().start_timeout_ms()),
+              {.on_servers_ready = [this](const pb::Assignment& ready) { OnServersReady(ready); },
+               .workers_to_tell = [this] { return WorkersToTell(); },
+               .on_done = [this](absl::Duration took) { OnRoundDone(took); },
+               .on_error = [this](NodeId node,
+                                  const absl::Status& status) { OnRoundError(node, status); }}),
+      journal_(env, options_.store,
+               {.state = [this] { return SaveState(); },
+                .event = [this](const std::string& line) { Event(line); },
+                .on_deposed = [this](const absl::Status& status) { OnDeposed(status); }}),
+      checkpoints_(env, &rpc_,
+                   {.root = options_.checkpoint_root,
+                    .files = files_,
+                    .config = options_.experiment.checkpoints(),
+                    .chains = HasSparse(options_.experiment.model())},
+                   {.view = [this] { return CheckpointView(); },
+                    .manifest = [this](uint64_t step) { return Manifest(step); },
+                    .event = [this](const std::string& line) { Event(line); },
+                    .committed = [this](uint64_t step) { OnCheckpointCommitted(step); }}),
+      servers_wanted_(cluster().servers()) {}
 
-  ~Impl() {
-    env_->Cancel(watch_timer_);
-    env_->Cancel(progress_timer_);
-    env_->Cancel(end_timer_);
+SchedulerNode::Impl::~Impl() {
+  *alive_ = false;
+  transport_->SetPeerGone([](NodeId) {});
+  env_->Cancel(watch_timer_);
+  env_->Cancel(progress_timer_);
+  env_->Cancel(end_timer_);
+  env_->Cancel(round_timer_);
+}
+
+void SchedulerNode::Impl::Start() {
+  started_ = env_->Now();
+  rpc_.SetIdentity(job_id_, 1, 0);
+  rpc_.SetAdmission(
+      [this](NodeId from, const pb::FrameHeader& header) { return Admission(from, header); });
+  rpc_.Handle(pb::HELLO, [this](NodeId from, Frame f) { OnHello(from, f); });
+  rpc_.Handle(pb::REGISTER, [this](NodeId from, Frame f) { OnRegister(from, f); });
+  rpc_.Handle(pb::HEARTBEAT, [this](NodeId from, Frame f) { OnHeartbeat(from, f); });
+  rpc_.Handle(pb::REPORT, [this](NodeId from, Frame f) { OnReport(from, f); });
+  rpc_.Handle(pb::FINISHED, [this](NodeId from, Frame f) { OnFinished(from, f); });
+  rpc_.Handle(pb::FAILED, [this](NodeId from, Frame f) { OnFailed(from, f); });
+  rpc_.Handle(pb::BACKUP_NEWS, [this](NodeId from, Frame f) { OnBackupNews(from, f); });
+  rpc_.Handle(pb::CONTROL, [this](NodeId from, Frame f) { OnControl(from, f); });
+  transport_->SetPeerGone([this](NodeId peer) {
+    if (phase_ != Phase::kStopping && members_.Find(peer) != nullptr) detector_.Suspect(peer);
+  });
+  observer_->OnStart(options_.job, options_.experiment);
+  watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
+  if (options_.store == nullptr) {
+    FindRestore();
+    return;
   }
+  options_.store->Open([this, alive = alive_](absl::StatusOr<std::optional<std::string>> found) {
+    if (*alive) OnOpened(std::move(found));
+  });
+}
 
-  void Start() {
-    started_ = env_->Now();
-    rpc_.SetIdentity(job_id_, 1, 0);
-    rpc_.SetAdmission(
-        [this](NodeId from, const pb::FrameHeader& header) { return Admission(from, header); });
-    rpc_.Handle(pb::HELLO, [this](NodeId from, Frame f) { OnHello(from, f); });
-    rpc_.Handle(pb::REGISTER, [this](NodeId from, Frame f) { OnRegister(from, f); });
-    rpc_.Handle(pb::HEARTBEAT, [this](NodeId from, Frame f) { OnHeartbeat(from, f); });
-    rpc_.Handle(pb::REPORT, [this](NodeId from, Frame f) { OnReport(from, f); });
-    rpc_.Handle(pb::FINISHED, [this](NodeId from, Frame f) { OnFinished(from, f); });
-    rpc_.Handle(pb::FAILED, [this](NodeId from, Frame f) { OnFailed(from, f); });
-    observer_->OnStart(options_.job, options_.experiment);
-    watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
+// Only members may ask for more than to be admitted; command line tools, for what is theirs.
+absl::Status SchedulerNode::Impl::Admission(NodeId from, const pb::FrameHeader& header) {
+  absl::Status status = CheckAdmission(header, job_id_);
+  if (!status.ok() || header.kind() == pb::FAILED) return status;
+  const bool is_answer = header.kind() == pb::REPLY || header.kind() == pb::PARKED;
+  // Who is whose member is not known yet.
+  if (phase_ == Phase::kOpening && !is_answer) {
+    return absl::UnavailableError("the scheduler is starting");
   }
-
-  void Stop(const absl::Status& status) { StopAll(status); }
-
- private:
-  enum class Phase { kGathering, kAssigning, kTraining, kCounting, kStopping };
-
-  const pb::Cluster& cluster() const { return options_.experiment.cluster(); }
-  absl::Duration Watch() const { return absl::Milliseconds(cluster().heartbeat_ms()); }
-
-  // Only members may ask for more than to be admitted.
-  absl::Status Admission(NodeId from, const pb::FrameHeader& header) {
-    absl::Status status = CheckAdmission(header, job_id_);
-    if (!status.ok() || header.kind() == pb::HELLO || header.kind() == pb::FAILED) return status;
-    if (members_.Find(from) == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrFormat("this scheduler of job '%s' does not know node %s: it has to join first",
-                          options_.job, ToString(from)));
-    }
-    return absl::OkStatus();
+  if (header.kind() == pb::HELLO || header.kind() == pb::CONTROL) return status;
+  if (members_.Find(from) == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("this scheduler of job '%s' does not know node %s: it has to join first",
+                        options_.job, ToString(from)));
   }
+  return absl::OkStatus();
+}
 
-  void OnHello(NodeId from, const Frame& request) {
-    pb::Hello hello;
-    absl::Status status = ParseBody(request, &hello);
-    const bool is_new = members_.Find(from) == nullptr;
-    Member* member = nullptr;
-    if (status.ok() && phase_ == Phase::kStopping) {
-      // Who comes late to a failure is told of it, not left to look for it elsewhere.
-      status = absl::FailedPreconditionError(
-          absl::StrFormat("job '%s' is ending (%s); start the node for another job", options_.job,
-                          result_.ok() ? "it is done" : std::string(result_.message())));
-    }
-    if (status.ok()) {
-      absl::StatusOr<Member*> admitted = members_.Admit(from, hello, env_->Now());
-      status = admitted.status();
-      if (admitted.ok()) member = *admitted;
-    }
-    if (!status.ok()) {
-      // A stranger that keeps asking must not fill the record.
-      if (env_->Now() - last_refusal_ >= absl::Seconds(1)) {
-        last_refusal_ = env_->Now();
-        observer_->OnEvent(absl::StrFormat(
-            "refused %s: %s", hello.node_name().substr(0, Membership::kMaxName), status.message()));
-      }
-      rpc_.ReplyError(from, request.header, status);
-      return;
-    }
+void SchedulerNode::Impl::Refuse(NodeId from, const Frame& request, const std::string& name,
+                                 const absl::Status& status) {
+  // A stranger that keeps asking must not fill the record.
+  if (env_->Now() - last_refusal_ >= absl::Seconds(1)) {
+    last_refusal_ = env_->Now();
+    Event(
+        absl::StrFormat("refused %s: %s", name.substr(0, Membership::kMaxName), status.message()));
+  }
+  rpc_.ReplyError(from, request.header, status);
+}
+
+void SchedulerNode::Impl::OnHello(NodeId from, const Frame& request) {
+  pb::Hello hello;
+  absl::Status status = ParseBody(request, &hello);
+  const bool is_new = members_.Find(from) == nullptr;
+  Member* member = nullptr;
+  if (status.ok() && phase_ == Phase::kStopping) {
+    // Who comes late to a failure is told of it, not left to look for it elsewhere.
+    status = absl::FailedPreconditionError(
+        absl::StrFormat("job '%s' is ending (%s); start the node for another job", options_.job,
+                        result_.ok() ? "it is done" : std::string(result_.message())));
+  }
+  if (status.ok()) {
+    absl::StatusOr<Member*> admitted = members_.Admit(from, hello, env_->Now());
+    status = admitted.status();
+    if (admitted.ok()) member = *admitted;
+  }
+  if (!status.ok()) return Refuse(from, request, hello.node_name(), status);
+  if (is_new) {
+    Event(absl::StrCat(member->Describe(cluster().shards_per_server() > 1), " joined",
+                       member->spare ? "; all places are taken, it waits" : ""));
+  }
+  // Not before it is known for good: a scheduler that comes back must know who it has welcomed.
+  journal_.Save([this, from, header = request.header, is_new] {
+    Member* member = members_.Find(from);
+    if (member == nullptr) return;
     pb::Welcome welcome;
     welcome.set_rank(member->rank);
     welcome.set_incarnation(member->incarnation);
@@ -122,347 +157,298 @@ class SchedulerNode::Impl {
     welcome.set_spare(member->spare);
     Frame answer;
     answer.header.set_body(welcome.SerializeAsString());
-    rpc_.Reply(from, request.header, std::move(answer));
+    rpc_.Reply(from, header, std::move(answer));
     if (!is_new) return;
-    observer_->OnEvent(absl::StrCat(member->Describe(cluster().shards_per_server() > 1), " joined",
-                                    member->spare ? "; all places are taken, it waits" : ""));
     TryAssign();
-  }
+    if (restoring_) TryGeneration();
+    if (member->role == pb::SERVER) RequestRound(false);
+  });
+}
 
-  void OnRegister(NodeId from, const Frame& request) {
-    pb::Register tables;
-    absl::Status status = ParseBody(request, &tables);
-    Member* member = members_.Find(from);
-    if (status.ok() && (member->role != pb::WORKER || member->spare)) {
-      status = absl::FailedPreconditionError("only a worker that has a place registers tables");
-    }
-    if (!status.ok()) {
-      rpc_.ReplyError(from, request.header, status);
-      return;
-    }
-    if (phase_ == Phase::kStopping) {
-      rpc_.ReplyError(
-          from, request.header,
-          absl::FailedPreconditionError(absl::StrFormat("job '%s' is ending", options_.job)));
-      return;
-    }
-    if (phase_ >= Phase::kTraining) {  // its answer was lost
-      AnswerRegister(*member, request.header);
-      return;
-    }
-    if (registered_.empty()) {
-      tables_ = tables;
-      tally_.SetTables(tables);
-    } else if (!SameTables(tables, tables_)) {
-      StopAll(absl::FailedPreconditionError(
-          absl::StrCat(member->Describe(false),
-                       " needs other tables or has other data than the workers before "
-                       "it: do all hosts have the same data set and version?")));
-      return;
-    }
-    if (!registered_.contains(from)) {
-      observer_->OnEvent(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
-    }
-    registered_[from] = request.header;
-    rpc_.ReplyParked(from, request.header, absl::StrCat("the other nodes (", Awaited(), ")"));
-    TryAssign();
+void SchedulerNode::Impl::OnRegister(NodeId from, const Frame& request) {
+  pb::Register tables;
+  absl::Status status = ParseBody(request, &tables);
+  Member* member = members_.Find(from);
+  if (status.ok() && member->role != pb::WORKER) {
+    status = absl::FailedPreconditionError("only a worker registers tables");
   }
-
-  static bool SameTables(const pb::Register& a, const pb::Register& b) {
+  if (status.ok() && phase_ == Phase::kStopping) {
+    status = absl::FailedPreconditionError(absl::StrFormat("job '%s' is ending", options_.job));
+  }
+  if (!status.ok()) {
+    rpc_.ReplyError(from, request.header, status);
+    return;
+  }
+  const auto same = [](const pb::Register& a, const pb::Register& b) {
     pb::Register x = a, y = b;
     x.clear_device();
     y.clear_device();
     return x.SerializeAsString() == y.SerializeAsString();
+  };
+  if (!have_tables_) {
+    have_tables_ = true;
+    tables_ = tables;
+    tally_.SetTables(tables);
+  } else if (!same(tables, tables_)) {
+    status = absl::FailedPreconditionError(
+        absl::StrCat(member->Describe(false),
+                     " needs other tables or has other data than the workers before "
+                     "it: do all hosts have the same data set and version?"));
+    // Of a job that runs, or that has enough others, it is no part yet.
+    if (!Running() && !member->spare) return StopAll(status);
+    rpc_.ReplyError(from, request.header, status);
+    return;
   }
+  const bool is_new = !member->ready;
+  member->ready = true;
+  if (is_new) Event(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
+  if (Running() && published_.map().epoch() > 0 && !restoring_) {
+    AnswerRegister(*member, request.header);
+  } else {
+    registered_[from] = request.header;
+    rpc_.ReplyParked(from, request.header, absl::StrCat("the other nodes (", Awaited(), ")"));
+  }
+  if (!is_new) return;
+  TryAssign();
+  if (restoring_) TryGeneration();
+  RequestRound(false);
+}
 
-  std::string Awaited() {
-    std::string missing = members_.Missing();
-    if (!missing.empty()) return "missing: " + missing;
-    if (phase_ == Phase::kGathering) {
-      for (Member* worker : members_.workers()) {
-        if (!registered_.contains(worker->node)) {
-          absl::StrAppend(&missing, missing.empty() ? "still loading: " : ", ",
-                          worker->Describe(false));
-        }
+void SchedulerNode::Impl::AnswerRegister(const Member& worker, const pb::FrameHeader& request) {
+  pb::Assignment assignment = published_;
+  assignment.set_data_part(worker.rank);
+  Frame answer;
+  answer.header.set_body(assignment.SerializeAsString());
+  rpc_.Reply(worker.node, request, std::move(answer));
+}
+
+void SchedulerNode::Impl::OnHeartbeat(NodeId from, const Frame& request) {
+  pb::Heartbeat heartbeat;
+  if (!ParseBody(request, &heartbeat).ok()) return;
+  Member* member = members_.Find(from);
+  member->last_heard = env_->Now();
+  if (member->role == pb::WORKER) NoteBeat(from, heartbeat);
+  // Heartbeats may overtake each other; what a worker has done never shrinks.
+  if (!member->heard_heartbeat || heartbeat.samples() >= member->heartbeat.samples()) {
+    member->heartbeat = std::move(heartbeat);
+    member->heard_heartbeat = true;
+  }
+  pb::HeartbeatAck ack;
+  ack.set_epoch(assignment_.map().epoch());
+  Frame answer;
+  answer.header.set_body(ack.SerializeAsString());
+  rpc_.Reply(from, request.header, std::move(answer));
+}
+
+void SchedulerNode::Impl::NoteBeat(NodeId from, const pb::Heartbeat& beat) {
+  const auto note = [&](uint32_t rank, const pb::Heartbeat& of_rank) {
+    auto& [node, known] = rank_beats_[rank];
+    if (node == from && of_rank.samples() < known.samples()) return;
+    node = from;
+    known = of_rank;
+    slow_.Add(rank, from, of_rank.tick(), of_rank.compute_seconds());
+  };
+  const auto hosts = [&](uint32_t rank) {
+    return rank < static_cast<uint32_t>(assignment_.worker_node_size()) &&
+           assignment_.worker_node(rank) == Value(from);
+  };
+  for (const pb::Heartbeat& of_rank : beat.worker()) {
+    if (hosts(of_rank.rank())) note(of_rank.rank(), of_rank);
+  }
+  if (beat.worker_size() > 0 || (beat.tick() == 0 && beat.waiting_for().empty())) return;
+  // A node that speaks for itself alone.
+  for (int rank = 0; rank < assignment_.worker_node_size(); ++rank) {
+    if (hosts(rank)) note(rank, beat);
+  }
+}
+
+template <typename Message>
+absl::StatusOr<uint32_t> SchedulerNode::Impl::RankOf(const Member& member,
+                                                     const Message& message) const {
+  if (!message.has_rank() && !member.spare) return member.rank;
+  if (message.has_rank() && message.rank() < cluster().workers()) return message.rank();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s speaks for logical worker %d; allowed are those below %d",
+                      member.Describe(false), message.rank(), cluster().workers()));
+}
+
+void SchedulerNode::Impl::OnReport(NodeId from, const Frame& request) {
+  pb::Report report;
+  absl::Status status = ParseBody(request, &report);
+  Member* member = members_.Find(from);
+  absl::StatusOr<uint32_t> rank = RankOf(*member, report);
+  if (status.ok() && (member->role != pb::WORKER || !rank.ok() ||
+                      report.data_epoch() >= options_.experiment.training().epochs())) {
+    status = absl::InvalidArgumentError(absl::StrFormat(
+        "%s reports epoch %d; allowed are workers with a place and epochs below %d",
+        member->Describe(true), report.data_epoch(), options_.experiment.training().epochs()));
+  }
+  if (!status.ok()) {
+    rpc_.ReplyError(from, request.header, status);
+    return;
+  }
+  members_.Heard(from, env_->Now());
+  if (std::optional<EpochMetrics> metrics = tally_.AddReport(*rank, report)) {
+    for (const EpochMetrics& earlier : tally_.TakeIncomplete()) observer_->OnEpoch(earlier);
+    observer_->OnEpoch(*metrics);
+  }
+  journal_.Save([this, from, header = request.header] { rpc_.Reply(from, header, Frame()); });
+}
+
+void SchedulerNode::Impl::OnFinished(NodeId from, const Frame& request) {
+  pb::Finished finished;
+  absl::Status status = ParseBody(request, &finished);
+  Member* member = members_.Find(from);
+  absl::StatusOr<uint32_t> rank = RankOf(*member, finished);
+  if (status.ok() && (member->role != pb::WORKER || !rank.ok())) {
+    status = absl::InvalidArgumentError("only workers with a place finish");
+  }
+  if (!status.ok()) {
+    rpc_.ReplyError(from, request.header, status);
+    return;
+  }
+  // What a former incarnation has done counts no more: its successor says it again.
+  const bool current = !finished.has_incarnation() ||
+                       (*rank < static_cast<uint32_t>(assignment_.worker_incarnation_size()) &&
+                        assignment_.worker_incarnation(*rank) == finished.incarnation());
+  if (current) tally_.AddFinished(*rank, finished);
+  journal_.Save([this, from, header = request.header] {
+    rpc_.Reply(from, header, Frame());
+    MaybeFinish();
+  });
+}
+
+void SchedulerNode::Impl::OnFailed(NodeId from, const Frame& request) {
+  pb::Stop reason;
+  Member* member = members_.Find(from);
+  // A stranger's failure is its own.
+  if (member == nullptr || !ParseBody(request, &reason).ok()) return;
+  const std::string cause = absl::StrCat("failed: ", reason.reason());
+  const absl::Status verdict = absl::AbortedError(absl::StrCat(member->Describe(true), " ", cause));
+  member->last_heard = absl::InfiniteDuration();  // gone: not silent, and not to be waited for
+  if (phase_ == Phase::kGathering || phase_ == Phase::kAssigning) {
+    // Before anything has been computed a failure is most likely everybody's.
+    if (!member->spare) return StopAll(verdict);
+  }
+  OnDead(from, cause, verdict);
+}
+
+// A primary says what became of a copy. What is older than the copy's place on the map is about an
+// earlier one.
+void SchedulerNode::Impl::OnBackupNews(NodeId from, const Frame& request) {
+  pb::BackupNews news;
+  if (absl::Status status = ParseBody(request, &news); !status.ok()) {
+    rpc_.ReplyError(from, request.header, status);
+    return;
+  }
+  members_.Heard(from, env_->Now());
+  pb::PartitionMap* map = assignment_.mutable_map();
+  for (pb::TableMap& table : *map->mutable_table()) {
+    if (table.table() != news.table()) continue;
+    for (pb::Backup& backup : *table.mutable_backup()) {
+      if (backup.partition() != news.partition() ||
+          map->shard(backup.shard()).node() != news.node() ||
+          map->shard(table.owner(backup.partition())).node() != Value(from) ||
+          backup.since() > news.epoch()) {
+        continue;
       }
-      return missing;
+      backup.set_synced(news.what() == pb::BackupNews::SYNCED);
+      if (news.what() == pb::BackupNews::DIVERGED) {
+        const Member* holder = members_.Find(NodeId{news.node()});
+        Event(
+            absl::StrFormat("the copy of partition %d of table %d on %s differed and is made "
+                            "again: %s",
+                            news.partition(), news.table(),
+                            holder != nullptr ? holder->Describe(true) : "a server", news.text()));
+      }
     }
-    for (Member* server : members_.servers()) {
-      if (!assigned_.contains(server->node)) {
-        absl::StrAppend(&missing, missing.empty() ? "still preparing: " : ", ",
-                        server->Describe(true));
+  }
+  journal_.Save([this, from, header = request.header] {
+    rpc_.Reply(from, header, Frame());
+    RequestRound(false);
+  });
+}
+
+void SchedulerNode::Impl::OnWatch() {
+  watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
+  const absl::Duration now = env_->Now();
+  const absl::Duration allowed = absl::Milliseconds(cluster().node_timeout_ms());
+  while (Member* silent = members_.Silent(now, allowed)) {
+    const absl::Duration silence = now - silent->last_heard;
+    silent->last_heard = absl::InfiniteDuration();
+    const std::string cause =
+        absl::StrFormat("is dead: no heartbeat for %.1f s (node_timeout_ms is %d)",
+                        absl::ToDoubleSeconds(silence), cluster().node_timeout_ms());
+    OnDead(silent->node, cause,
+           absl::UnavailableError(absl::StrCat(silent->Describe(true), " ", cause, " ", Where())));
+    if (phase_ == Phase::kStopping) return;
+  }
+  const bool starting = phase_ == Phase::kGathering || phase_ == Phase::kAssigning;
+  if (starting && now - started_ > absl::Milliseconds(cluster().start_timeout_ms())) {
+    StopAll(absl::DeadlineExceededError(
+        absl::StrFormat("the job did not start within start_timeout_ms %d; %s",
+                        cluster().start_timeout_ms(), Awaited())));
+    return;
+  }
+  if (restoring_) TryGeneration();
+  if (orphans_since_.has_value() &&
+      now - *orphans_since_ > absl::Milliseconds(cluster().start_timeout_ms())) {
+    StopAll(absl::UnavailableError(absl::StrCat(
+        verdict_.has_value() ? verdict_->message() : "all workers are dead",
+        "; no other worker came within start_timeout_ms ", cluster().start_timeout_ms())));
+    return;
+  }
+  if (phase_ == Phase::kTraining) JudgeSpeed();
+}
+
+std::string SchedulerNode::Impl::Awaited() {
+  std::string missing = members_.Missing();
+  if (!missing.empty()) return "missing: " + missing;
+  if (phase_ == Phase::kGathering) {
+    for (Member* worker : members_.workers()) {
+      if (!worker->ready) {
+        absl::StrAppend(&missing, missing.empty() ? "still loading: " : ", ",
+                        worker->Describe(false));
       }
     }
     return missing;
   }
-
-  void TryAssign() {
-    if (phase_ != Phase::kGathering || !members_.servers_complete() ||
-        !members_.workers_complete() || registered_.size() < members_.workers().size()) {
-      return;
-    }
-    phase_ = Phase::kAssigning;
-    absl::StatusOr<pb::Assignment> made =
-        MakeAssignment(tables_, members_.servers(), members_.workers());
-    if (!made.ok()) {
-      StopAll(made.status());
-      return;
-    }
-    assignment_ = *std::move(made);
-    for (Member* server : members_.servers()) {
-      Frame frame;
-      frame.header.set_kind(pb::ASSIGN);
-      frame.header.set_body(assignment_.SerializeAsString());
-      CallOptions call{.deadline = absl::Milliseconds(cluster().start_timeout_ms()),
-                       .what = "partition assignment to " + server->Describe(true)};
-      rpc_.Call(server->node, std::move(frame), std::move(call),
-                [this, node = server->node](absl::StatusOr<Frame> answer) {
-                  OnAssigned(node, answer.status());
-                });
-    }
+  for (const auto& [node, call] : rounds_.awaited()) {
+    const Member* server = members_.Find(node);
+    if (server == nullptr) continue;
+    absl::StrAppend(&missing, missing.empty() ? "still preparing: " : ", ", server->Describe(true));
   }
+  return missing;
+}
 
-  void OnAssigned(NodeId server, const absl::Status& status) {
-    if (phase_ != Phase::kAssigning) return;
-    if (!status.ok()) {
-      StopAll(status);
-      return;
-    }
-    assigned_.insert(server);
-    if (assigned_.size() < members_.servers().size()) return;
-    phase_ = Phase::kTraining;
-    training_since_ = env_->Now();
-    observer_->OnEvent(absl::StrFormat("training starts: %d servers, %d workers, %d samples",
-                                       cluster().servers(), cluster().workers(),
-                                       tables_.train_samples()));
-    for (const auto& [node, request] : registered_) AnswerRegister(*members_.Find(node), request);
-    progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
+// Where the job stands and what is awaited, to complete an error line.
+std::string SchedulerNode::Impl::Where() {
+  if (phase_ == Phase::kCounting) return "after training, while the servers were counting";
+  if (phase_ != Phase::kTraining) return absl::StrCat("before training; ", Awaited());
+  const RunProgress progress = MakeProgress();
+  const std::string text =
+      absl::StrFormat("in epoch %d at step %d", progress.epoch + 1, progress.step);
+  for (const auto& [rank, beat] : rank_beats_) {
+    // What a dead one last said is no news.
+    const Member* node = members_.Find(beat.first);
+    const bool living = node != nullptr && node->last_heard != absl::InfiniteDuration();
+    if (!living || beat.second.waiting_for().empty()) continue;
+    return absl::StrCat(text, "; worker ", rank, " waits for ", beat.second.waiting_for());
   }
+  return text;
+}
 
-  void AnswerRegister(const Member& worker, const pb::FrameHeader& request) {
-    pb::Assignment assignment = assignment_;
-    assignment.set_data_part(worker.rank);
-    Frame answer;
-    answer.header.set_body(assignment.SerializeAsString());
-    rpc_.Reply(worker.node, request, std::move(answer));
-  }
+RunProgress SchedulerNode::Impl::MakeProgress() {
+  std::vector<pb::Heartbeat> beats(cluster().workers());
+  for (const auto& [rank, beat] : rank_beats_) beats[rank] = beat.second;
+  return tally_.ProgressOf(beats, tables_.train_samples(), env_->Now() - training_since_);
+}
 
-  void OnHeartbeat(NodeId from, const Frame& request) {
-    pb::Heartbeat heartbeat;
-    if (!ParseBody(request, &heartbeat).ok()) return;
-    Member* member = members_.Find(from);
-    member->last_heard = env_->Now();
-    // Heartbeats may overtake each other; what a worker has done never shrinks.
-    if (!member->heard_heartbeat || heartbeat.samples() >= member->heartbeat.samples()) {
-      member->heartbeat = std::move(heartbeat);
-      member->heard_heartbeat = true;
-    }
-    pb::HeartbeatAck ack;
-    ack.set_epoch(assignment_.map().epoch());
-    Frame answer;
-    answer.header.set_body(ack.SerializeAsString());
-    rpc_.Reply(from, request.header, std::move(answer));
-  }
-
-  void OnReport(NodeId from, const Frame& request) {
-    pb::Report report;
-    absl::Status status = ParseBody(request, &report);
-    Member* member = members_.Find(from);
-    if (status.ok() && (member->role != pb::WORKER || member->spare ||
-                        report.data_epoch() >= options_.experiment.training().epochs())) {
-      status = absl::InvalidArgumentError(absl::StrFormat(
-          "%s reports epoch %d; allowed are workers with a place and epochs below %d",
-          member->Describe(true), report.data_epoch(), options_.experiment.training().epochs()));
-    }
-    if (!status.ok()) {
-      rpc_.ReplyError(from, request.header, status);
-      return;
-    }
-    members_.Heard(from, env_->Now());
-    rpc_.Reply(from, request.header, Frame());
-    if (std::optional<EpochMetrics> metrics = tally_.AddReport(member->rank, report)) {
-      observer_->OnEpoch(*metrics);
-    }
-  }
-
-  void OnFinished(NodeId from, const Frame& request) {
-    pb::Finished finished;
-    absl::Status status = ParseBody(request, &finished);
-    Member* member = members_.Find(from);
-    if (status.ok() && (member->role != pb::WORKER || member->spare)) {
-      status = absl::InvalidArgumentError("only workers with a place finish");
-    }
-    if (!status.ok()) {
-      rpc_.ReplyError(from, request.header, status);
-      return;
-    }
-    rpc_.Reply(from, request.header, Frame());
-    tally_.AddFinished(member->rank, finished);
-    if (tally_.all_finished()) CollectCounts();
-  }
-
-  void OnFailed(NodeId from, const Frame& request) {
-    pb::Stop reason;
-    Member* member = members_.Find(from);
-    // A stranger's failure is its own; so is a spare's.
-    if (member == nullptr || member->spare || !ParseBody(request, &reason).ok()) return;
-    member->last_heard = absl::InfiniteDuration();  // gone: not silent, and not to be waited for
-    StopAll(absl::AbortedError(absl::StrCat(member->Describe(true), " failed: ", reason.reason())));
-  }
-
-  void OnWatch() {
-    const absl::Duration now = env_->Now();
-    const absl::Duration allowed = absl::Milliseconds(cluster().node_timeout_ms());
-    if (Member* silent = members_.Silent(now, allowed)) {
-      if (silent->spare) {
-        // Nobody depends on it; it may come again under another name.
-        observer_->OnEvent(silent->Describe(true) + " is silent; it is not waited for any more");
-        members_.RemoveSpare(silent->node);
-      } else {
-        const absl::Duration silence = now - silent->last_heard;
-        silent->last_heard = absl::InfiniteDuration();
-        StopAll(absl::UnavailableError(
-            absl::StrFormat("%s is dead: no heartbeat for %.1f s (node_timeout_ms is %d) %s",
-                            silent->Describe(true), absl::ToDoubleSeconds(silence),
-                            cluster().node_timeout_ms(), Where())));
-        return;
-      }
-    }
-    const bool starting = phase_ == Phase::kGathering || phase_ == Phase::kAssigning;
-    if (starting && now - started_ > absl::Milliseconds(cluster().start_timeout_ms())) {
-      StopAll(absl::DeadlineExceededError(
-          absl::StrFormat("the job did not start within start_timeout_ms %d; %s",
-                          cluster().start_timeout_ms(), Awaited())));
-      return;
-    }
-    watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
-  }
-
-  // Where the job stands and what is awaited, to complete an error line.
-  std::string Where() {
-    if (phase_ == Phase::kCounting) return "after training, while the servers were counting";
-    if (phase_ != Phase::kTraining) return absl::StrCat("before training; ", Awaited());
-    const RunProgress progress = MakeProgress();
-    std::string text = absl::StrFormat("in epoch %d at step %d", progress.epoch + 1, progress.step);
-    for (Member* worker : members_.workers()) {
-      // What a dead one last said is no news.
-      const bool living = worker->last_heard != absl::InfiniteDuration();
-      if (!living || worker->heartbeat.waiting_for().empty()) continue;
-      return absl::StrCat(text, "; worker ", worker->rank, " waits for ",
-                          worker->heartbeat.waiting_for());
-    }
-    return text;
-  }
-
-  RunProgress MakeProgress() {
-    return tally_.Progress(members_.workers(), tables_.train_samples(),
-                           env_->Now() - training_since_);
-  }
-
-  void OnProgress() {
-    if (phase_ != Phase::kTraining) return;
-    observer_->OnProgress(MakeProgress());
-    progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
-  }
-
-  // Everything is done: what the servers have counted completes the summary. Asked for apart from
-  // STOP, because a node that has been stopped goes away and cannot repeat an answer that was lost.
-  void CollectCounts() {
-    if (phase_ != Phase::kTraining) return;
-    phase_ = Phase::kCounting;
-    for (Member* member : members_.servers()) {
-      Frame frame;
-      frame.header.set_kind(pb::COUNT);
-      CallOptions call{.deadline = absl::Milliseconds(cluster().progress_timeout_ms()),
-                       .attempt = absl::Milliseconds(300),
-                       .what = "counts of " + member->Describe(true)};
-      rpc_.Call(member->node, std::move(frame), std::move(call),
-                [this, node = member->node](absl::StatusOr<Frame> answer) {
-                  pb::ServerCounts counts;
-                  absl::Status status = answer.ok() ? ParseBody(*answer, &counts) : answer.status();
-                  if (!status.ok()) {
-                    StopAll(status);
-                    return;
-                  }
-                  tally_.AddCounts(node, counts);
-                  counted_.insert(node);
-                  if (counted_.size() == members_.servers().size()) StopAll(absl::OkStatus());
-                });
-    }
-  }
-
-  // Tells everybody, and then ends. The first reason counts.
-  void StopAll(const absl::Status& status) {
-    if (phase_ == Phase::kStopping) return;
-    phase_ = Phase::kStopping;
-    result_ = status;
-    env_->Cancel(watch_timer_);
-    env_->Cancel(progress_timer_);
-    // After a good end every node must hear of it, or it would take the scheduler for dead; after a
-    // failure the living answer soon, and the dead are not worth more.
-    const absl::Duration deadline =
-        status.ok() ? absl::Milliseconds(cluster().node_timeout_ms()) : kStopDeadline;
-    for (Member* member : members_.all()) {
-      pb::Stop stop;
-      stop.set_ok(status.ok());
-      stop.set_reason(std::string(status.message()));
-      Frame frame;
-      frame.header.set_kind(pb::STOP);
-      frame.header.set_body(stop.SerializeAsString());
-      if (member->last_heard == absl::InfiniteDuration()) {
-        // Gone, as far as is known: not waited for. If it only stood still, it learns why it ends.
-        rpc_.Tell(member->node, std::move(frame));
-        continue;
-      }
-      CallOptions call{.deadline = deadline,
-                       .attempt = absl::Milliseconds(150),
-                       .max_attempt = absl::Milliseconds(600),
-                       .what = "stop of " + member->Describe(true)};
-      ++stops_open_;
-      // No answer is no news: a node that has stopped does not answer again.
-      rpc_.Call(member->node, std::move(frame), std::move(call), [this](absl::StatusOr<Frame>) {
-        if (--stops_open_ == 0) Finish();
-      });
-    }
-    if (stops_open_ == 0) Finish();
-  }
-
-  void Finish() {
-    RunSummary summary = tally_.Summary(env_->Now() - started_);
-    if (!result_.ok()) {
-      summary.ok = false;
-      summary.reason = std::string(result_.message());
-    } else if (!summary.ok) {
-      result_ = absl::DataLossError(summary.reason);
-    }
-    observer_->OnFinish(summary);
-    end_timer_ = env_->After(kLinger, [this] { done_(result_); });
-  }
-
-  // Constant after construction.
-  Env* const env_;
-  const Options options_;
-  RunObserver* const observer_;
-  absl::AnyInvocable<void(absl::Status)> done_;
-  const uint64_t job_id_;
-
-  // Owned by the loop.
-  Rpc rpc_;
-  Membership members_;
-  RunTally tally_;
-  Phase phase_ = Phase::kGathering;
-  absl::Duration started_, training_since_;
-  absl::Duration last_refusal_ = -absl::InfiniteDuration();  // that was told
-  pb::Register tables_;  // what the first worker needs; all must agree
-  std::map<NodeId, pb::FrameHeader>
-      registered_;  // parked REGISTERs, to be answered with the assignment
-  pb::Assignment assignment_;
-  std::set<NodeId> assigned_;  // servers that hold their partitions
-  std::set<NodeId> counted_;   // servers whose counts are in the tally
-  absl::Status result_;
-  size_t stops_open_ = 0;
-  TimerId watch_timer_ = kNoTimer, progress_timer_ = kNoTimer, end_timer_ = kNoTimer;
-};
+void SchedulerNode::Impl::OnProgress() {
+  if (phase_ == Phase::kStopping) return;
+  if (phase_ == Phase::kTraining) observer_->OnProgress(MakeProgress());
+  progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
+}
 
 SchedulerNode::SchedulerNode(Env* env, Transport* transport, Options options, RunObserver* observer,
                              absl::AnyInvocable<void(absl::Status)> done)
@@ -471,5 +457,6 @@ SchedulerNode::SchedulerNode(Env* env, Transport* transport, Options options, Ru
 SchedulerNode::~SchedulerNode() = default;
 void SchedulerNode::Start() { impl_->Start(); }
 void SchedulerNode::Stop(const absl::Status& status) { impl_->Stop(status); }
+void SchedulerNode::RequestCheckpoint() { impl_->RequestCheckpoint(); }
 
 }  // namespace parley

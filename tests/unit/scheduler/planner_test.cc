@@ -528,7 +528,10 @@ class History {
         least = std::min(least, count);
         most = std::max(most, count);
       }
-      EXPECT_LE(most - least, 1);
+      // With several shards a process, a copy on the one keeps a partition off the others.
+      if (shards_ == 1) {
+        EXPECT_LE(most - least, 1);
+      }
     }
     std::map<uint64_t, int> ranks;
     for (uint64_t node : current_.worker_node()) ++ranks[node];

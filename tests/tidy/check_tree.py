@@ -66,6 +66,7 @@ BANNED_ALLOWED = {
     ("ps/net/process.cc", "wall clock"): "the time in front of a log line",
     ("ps/server/main.cc", "unseeded randomness"): "names the process, before it has an Env",
     ("tools/bench/bench_report.cc", "wall clock"): "the date in a benchmark's conditions",
+    ("tools/parley/checkpoint_command.cc", "wall clock"): "how old a checkpoint is",
     ("tools/parley/run_command.cc", "wall clock"): "the time in a run directory's name",
 }
 

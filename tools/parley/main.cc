@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "ps/config/suggest.h"
+#include "tools/parley/checkpoint_command.h"
 #include "tools/parley/commands.h"
 
 namespace parley {
@@ -37,6 +38,8 @@ constexpr Command kCommands[] = {
     {"resize", "--servers N RUNDIR", "move a running job to more servers, or to fewer",
      ResizeCommand},
     {"save", "RUNDIR", "have a running job write a checkpoint now", SaveCommand},
+    {"checkpoint", "COMMAND DIR", "list, inspect, verify, export what a run has saved",
+     CheckpointCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},
     {"version", "", "print the version", VersionCommand},

@@ -36,6 +36,7 @@ struct Flags {
   std::string state, restore;
   std::string metrics_format = "plain";
   std::vector<std::string> set;
+  uint32_t progress_ms = 1000;
   bool append = false, anew = false, quiet = false;
 };
 
@@ -55,6 +56,8 @@ FlagSet MakeFlagSet(Flags* flags) {
             "something is there, the job goes on; else RUN-DIR/state")
       .Text("restore", &flags->restore, "DIR",
             "begin from this checkpoint, or the newest of this directory that is whole")
+      .Number("progress-ms", &flags->progress_ms, 0, 3600000,
+              "least milliseconds between two lines of progress in metrics.jsonl")
       .Switch("append", &flags->append, "add to the record in RUN-DIR, do not replace it")
       .Switch("anew", &flags->anew, "forget what is in --state")
       .Choice("metrics-format", &flags->metrics_format, {"plain", "gradient"},
@@ -172,6 +175,7 @@ absl::Status OpenReports(const Flags& flags, LoopEnv* env, bool goes_on, LogRepo
               : RunDirectory::Create(flags.run_dir, now);
   if (!directory.ok()) return directory.status();
   reports->directory = *std::move(directory);
+  reports->directory->set_progress_every(absl::Milliseconds(flags.progress_ms));
   TerminalOptions terminal = StandardOutputOptions();
   terminal.gradient = flags.metrics_format == "gradient";
   terminal.quiet = flags.quiet;

@@ -18,8 +18,6 @@
 namespace parley {
 namespace {
 
-constexpr absl::Duration kProgressEvery = absl::Seconds(1);
-
 absl::Status MakeDirectories(const std::string& path) {
   std::error_code error;
   std::filesystem::create_directories(path, error);
@@ -132,7 +130,7 @@ void RunDirectory::OnEvent(const std::string& line) { AppendMetric(EventJson(lin
 void RunDirectory::OnProgress(const RunProgress& progress) {
   const absl::Duration now = now_();
   if (now < next_progress_) return;
-  next_progress_ = now + kProgressEvery;
+  next_progress_ = now + progress_every_;
   AppendMetric(ProgressJson(progress, Seconds()));
 }
 

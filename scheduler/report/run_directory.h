@@ -41,6 +41,9 @@ class RunDirectory : public RunObserver {
   static absl::StatusOr<std::unique_ptr<RunDirectory>> Continue(const std::string& path,
                                                                 ReportClock now);
 
+  // Least time between two lines of progress; a second by default.
+  void set_progress_every(absl::Duration period) { progress_every_ = period; }
+
   void OnStart(const std::string& job, const pb::Experiment& resolved) override;
   void OnEvent(const std::string& line) override;
   void OnProgress(const RunProgress& progress) override;
@@ -63,7 +66,7 @@ class RunDirectory : public RunObserver {
   const ReportClock now_;
   absl::Duration start_;
   File metrics_;
-  absl::Duration next_progress_;
+  absl::Duration next_progress_, progress_every_ = absl::Seconds(1);
   std::string job_;
   std::vector<EpochMetrics> epochs_;
   absl::Status status_;

@@ -33,7 +33,9 @@ RUN_S = 60
 # Steps enough for minutes; heartbeats so fast that progress is seen soon.
 ENDLESS = ("data.synthetic.train_samples=20000", "training.epochs=100000", "training.evaluate=false",
            "cluster.heartbeat_ms=200")
-QUICK_DEATH = ("cluster.node_timeout_ms=2000",)
+QUICK_DEATH = ("cluster.node_timeout_ms=2000", "cluster.scheduler_timeout_ms=2000")
+# The first death is the end of the job, with "--no-restart" of `parley run`.
+FRAGILE = ("cluster.worker_loss=FAIL", "cluster.max_restarts=0")
 
 
 class Process:

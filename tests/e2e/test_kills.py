@@ -9,8 +9,10 @@ import harness
 
 
 class KilledUnderParleyRun(harness.E2eTest):
+    """Where nothing is to be put right (--no-restart, FRAGILE); test_comebacks.py has the rest."""
+
     def start_training(self, *sets):
-        run = self.start_run(sets=[*harness.ENDLESS, *sets])
+        run = self.start_run(harness.TINY, "--no-restart", sets=[*harness.ENDLESS, *harness.FRAGILE, *sets])
         self.await_training()
         return run
 
@@ -72,7 +74,7 @@ class KilledByHand(harness.E2eTest):
     """Without a launcher that sees children die, heartbeats must do it."""
 
     def train(self):
-        nodes = self.start_cluster(sets=[*harness.ENDLESS, *harness.QUICK_DEATH])
+        nodes = self.start_cluster(sets=[*harness.ENDLESS, *harness.QUICK_DEATH, *harness.FRAGILE])
         self.await_training()
         return nodes
 
@@ -100,7 +102,7 @@ class KilledByHand(harness.E2eTest):
         nodes.pop("scheduler").signal(signal.SIGKILL)
         for name, node in nodes.items():
             self.assert_fails(node, f"parley-{name.split('-')[0]}: the scheduler at tcp://127.0.0.1:",
-                              "has not answered a heartbeat", "node_timeout_ms is 2000")
+                              "has not answered a heartbeat", "scheduler_timeout_ms is 2000")
 
     def test_a_worker_that_stands_still(self):
         nodes = self.train()

@@ -101,7 +101,7 @@ class RunDirectory(harness.E2eTest):
         self.assertEqual(curves.read_text().replace(">run<", ">tiny_synthetic<"), before)
 
     def test_a_failed_run_leaves_its_record_too(self):
-        run = self.start_run(sets=[*harness.ENDLESS])
+        run = self.start_run(harness.TINY, "--no-restart", sets=[*harness.ENDLESS, *harness.FRAGILE])
         self.await_training()
         os.kill(self.child("worker", 0), signal.SIGKILL)
         self.assert_fails(run)

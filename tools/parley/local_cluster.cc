@@ -151,6 +151,9 @@ std::vector<std::string> LocalCluster::SchedulerArgs(const std::string& resolved
   };
   if (!options_.restore.empty()) add({"--restore", options_.restore});
   if (options_.append) add({"--append"});
+  if (options_.progress_ms != Options().progress_ms) {
+    add({"--progress-ms", absl::StrCat(options_.progress_ms)});
+  }
   if (options_.metrics_format != "plain") add({"--metrics-format", options_.metrics_format});
   if (options_.quiet) add({"--quiet"});
   return args;

@@ -28,7 +28,8 @@ class LocalCluster {
     std::string restore = "";  // a checkpoint to begin from; empty: from the first weights
     bool append = false;       // add to the record that is in run_dir
     uint32_t spare_servers = 0, spare_workers = 0;
-    uint32_t max_restarts = 0;  // of each process
+    uint32_t max_restarts = 0;    // of each process
+    uint32_t progress_ms = 1000;  // between lines of progress in metrics.jsonl
     std::string metrics_format = "plain";
     bool quiet = false;
   };

@@ -23,7 +23,7 @@ struct RunFlags {
   std::vector<std::string> overrides;
   std::string resume;
   uint32_t servers = 0, workers = 0;  // 0: as the file says
-  uint32_t spare_servers = 0, spare_workers = 0, max_restarts = 100;
+  uint32_t spare_servers = 0, spare_workers = 0, max_restarts = 100, progress_ms = 1000;
   bool no_restart = false, quiet = false;
 };
 
@@ -161,6 +161,8 @@ int RunCommand(const CommandArgs& args) {
       .Number("max-restarts", &run.max_restarts, 0, 1000000,
               "how often each process is started again when it dies")
       .Switch("no-restart", &run.no_restart, "the first death ends the job: --max-restarts 0")
+      .Number("progress-ms", &run.progress_ms, 0, 3600000,
+              "least milliseconds between two lines of progress in metrics.jsonl")
       .Choice("transport", &run.transport, {"auto", "tcp", "ipc", "shm"},
               "short for --set cluster.transport=..")
       .Choice("metrics-format", &run.metrics_format, {"plain", "gradient"},
@@ -186,6 +188,7 @@ int RunCommand(const CommandArgs& args) {
   options.spare_servers = run.spare_servers;
   options.spare_workers = run.spare_workers;
   options.max_restarts = run.no_restart ? 0 : run.max_restarts;
+  options.progress_ms = run.progress_ms;
   options.metrics_format = run.metrics_format;
   options.quiet = run.quiet;
   return LocalCluster(std::move(options), plan->experiment).Run();

@@ -1,0 +1,160 @@
+"""Kills and stops processes of a training run on a seeded schedule, by steps, and times how soon training goes on.
+
+The schedule is drawn from the seed alone: which step, which role, which of its processes, SIGKILL or a stop and for how
+long. What differs from day to day is where each process is when it is hit.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import signal
+import statistics
+import threading
+import time
+
+# A step that was done when the victim died may be told of later: so many steps further, it is news.
+SURPLUS_STEPS = 3
+
+
+@dataclasses.dataclass
+class Event:
+    step: int
+    role: str
+    draw: float  # which of the role's processes, in [0, 1)
+    stop_s: float = 0  # 0: killed
+
+
+def schedule(seed, events, steps, roles=("server", "worker", "scheduler"), stops=0.25, stop_s=(0.2, 3.0)):
+    """Events at about even distances from a tenth of the way to nine tenths of it, each role in turn, shuffled."""
+    rng = random.Random(seed)
+    deck = [roles[i % len(roles)] for i in range(events)]
+    rng.shuffle(deck)
+    stopped = set(rng.sample(range(events), round(stops * events)))
+    first, last = steps // 10, steps * 9 // 10
+    found = []
+    for i, role in enumerate(deck):
+        at = first + (last - first) * (i + rng.uniform(0, 0.6)) / events
+        found.append(Event(int(at), role, rng.random(), rng.uniform(*stop_s) if i in stopped else 0))
+    return found
+
+
+class Progress:
+    """Follows a run's metrics.jsonl."""
+
+    def __init__(self, path):
+        self._path = path
+        self._offset = 0
+        self.step = 0
+        self.events = []
+
+    def read(self):
+        """Takes what is new; the step it is at. It goes back when all begin again from a checkpoint."""
+        if not self._path.exists():
+            return self.step
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text[:text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            try:
+                metric = json.loads(line)
+            except ValueError:
+                continue  # cut short by a kill, and gone on with since
+            if metric["type"] == "progress":
+                self.step = metric["step"]
+            elif metric["type"] == "event":
+                self.events.append(metric["text"])
+        return self.step
+
+
+class Chaos:
+    def __init__(self, run, run_dir, children, events, log=lambda line: None, patience_s=60):
+        """`run` is the Process of `parley run`; `children()` are its children, {pid: (role, index)}."""
+        self.run = run
+        self.progress = Progress(run_dir / "metrics.jsonl")
+        self.children = children
+        self.events = events
+        self.log = log
+        self.patience_s = patience_s
+        self.hits = []
+
+    def _until(self, step, beyond=False):
+        """Waits until the run is at the step; False if it has ended before, or nothing moves."""
+        end = time.monotonic() + self.patience_s
+        while self.run.poll() is None:
+            if self.progress.read() >= step:
+                return True
+            if time.monotonic() > end:
+                raise AssertionError(f"no step {step} within {self.patience_s} s, at {self.progress.step}; the last events:\n"
+                                     + "\n".join(self.progress.events[-12:]) + f"\nhits: {self.hits}\n{self.run.story()}")
+            time.sleep(0.01)
+        return False
+
+    def _victim(self, event):
+        """One that is there; a role that has just been hit may take a moment to come back."""
+        end = time.monotonic() + 10
+        while time.monotonic() < end and self.run.poll() is None:
+            found = sorted((index, pid) for pid, (role, index) in self.children().items() if role == event.role)
+            if found:
+                return found[int(event.draw * len(found))]
+            time.sleep(0.02)
+        return None
+
+    def hit(self, event):
+        victim = self._victim(event)
+        if victim is None:
+            return
+        index, pid = victim
+        before = self.progress.read()
+        try:
+            os.kill(pid, signal.SIGSTOP if event.stop_s else signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        at = time.monotonic()
+        if event.stop_s:
+            threading.Timer(event.stop_s, self._wake, (pid,)).start()
+        hit = {"role": event.role, "index": index, "step": before, "stopped_s": round(event.stop_s, 3)}
+        self.hits.append(hit)
+        self.log(f"step {before}: {event.role} {index} " + (f"stopped for {event.stop_s:.1f} s" if event.stop_s else "killed"))
+        # Back behind where it was, after a roll-back: then the first steps of all.
+        low = before
+        end = at + self.patience_s
+        while self.run.poll() is None:
+            now = self.progress.read()
+            low = min(low, now)
+            if now >= low + SURPLUS_STEPS and now != before:
+                hit["seconds"] = round(time.monotonic() - at, 3)
+                hit["rolled_back"] = low < before
+                return
+            if time.monotonic() > end:
+                raise AssertionError(f"no step after {hit} within {self.patience_s} s; the last events:\n"
+                                     + "\n".join(self.progress.events[-12:]) + f"\n{self.run.story()}")
+            time.sleep(0.005)
+
+    @staticmethod
+    def _wake(pid):
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
+
+    def go(self):
+        """Through the schedule, until the run has ended or all is done; the hits."""
+        for event in self.events:
+            if not self._until(event.step):
+                break
+            self.hit(event)
+        return self.hits
+
+
+def summarise(hits):
+    """Median and worst time to the next step, by role and by what was done to it."""
+    found = {}
+    for name in sorted({(h["role"], bool(h["stopped_s"])) for h in hits}):
+        times = [h["seconds"] for h in hits if (h["role"], bool(h["stopped_s"])) == name and "seconds" in h]
+        if times:
+            found[f"{name[0]} {'stopped' if name[1] else 'killed'}"] = {
+                "times": len(times), "median_s": round(statistics.median(times), 3), "worst_s": max(times)}
+    return found

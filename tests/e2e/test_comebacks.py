@@ -1,0 +1,201 @@
+#!/usr/bin/env python3
+"""One thing dies, or is asked for, while `parley run` trains: it goes on, with the weights of a run where nothing did."""
+
+import os
+import signal
+
+import harness
+
+# Half a minute of steps at most, and progress that is seen soon.
+SETS = ("data.synthetic.train_samples=20000", "training.evaluate=false", "training.epochs=12",
+        "cluster.heartbeat_ms=100", "cluster.node_timeout_ms=2000")
+REPLICAS = ("cluster.replicas=1",)
+
+
+class Base(harness.E2eTest):
+    calm_hash = {}
+
+    def calm(self, sets):
+        """The hash of a run in which nothing happens; replicas change no bit."""
+        key = tuple(s for s in sets if not s.startswith(("cluster.replicas", "checkpoints.")))
+        if key not in self.calm_hash:
+            self.calm_hash[key] = self.run_to_end(name=f"calm{len(self.calm_hash)}", sets=key)["weights_sha256"]
+        return self.calm_hash[key]
+
+    def start_training(self, *args, sets=SETS, name="run"):
+        run = self.start_run(harness.TINY, *args, sets=sets, name=name)
+        self.await_training(name)
+        return run
+
+    def end_well(self, run, sets, name="run"):
+        self.assertEqual(run.wait(2 * harness.RUN_S), 0, run.story())
+        self.assertEqual(run.stderr(), "", "a good run says nothing on stderr")
+        summary = self.summary(name)
+        self.assertEqual(summary["pushes_acknowledged"], summary["pushes_applied"])
+        self.assertEqual(summary["weights_sha256"], self.calm(sets))
+        return summary
+
+    def events(self, run="run"):
+        return [m["text"] for m in self.metrics(run) if m["type"] == "event"]
+
+    def await_copies(self):
+        """Until a kill costs no roll-back: epochs go by meanwhile."""
+        self.await_("an epoch with copies", lambda: any(m["type"] == "epoch" for m in self.metrics()))
+
+    def kill(self, role, rank, number=signal.SIGKILL):
+        victim = self.child(role, rank)
+        os.kill(victim, number)
+        return victim
+
+
+class Comebacks(Base):
+    def test_a_worker(self):
+        run = self.start_training()
+        victim = self.kill("worker", 1)
+        self.assertEqual(self.end_well(run, SETS)["workers_replaced"] > 0, True)
+        self.assertIn(f"worker 1 (pid {victim}) was killed by signal 9 (Killed); started again as pid", run.stdout())
+
+    def test_a_server_with_copies(self):
+        sets = (*SETS, *REPLICAS)
+        run = self.start_training(sets=sets)
+        self.await_copies()
+        self.kill("server", 0)
+        summary = self.end_well(run, sets)
+        self.assertEqual((summary["failovers"], summary["restarts"]), (1, 0), self.events())
+
+    def test_a_server_without_copies_rolls_back(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        run = self.start_training(sets=sets)
+        self.await_("a checkpoint", lambda: any("checkpoint of step" in e for e in self.events()))
+        self.kill("server", 1)
+        summary = self.end_well(run, sets)
+        self.assertEqual(summary["restarts"], 1, self.events())
+
+    def test_the_scheduler(self):
+        run = self.start_training()
+        before = self.metrics()
+        self.kill("scheduler", 0)
+        summary = self.end_well(run, SETS)
+        self.assertEqual((summary["failovers"], summary["restarts"], summary["workers_replaced"]), (0, 0, 0))
+        after = self.metrics()
+        self.assertEqual(after[:len(before)], before, "the record is added to")
+        self.assertGreater(len(after), len(before))
+        self.assertFalse((self.dir / "run" / "state").exists(), "nobody is to go on with a job that is over")
+
+    def test_all_at_once(self):
+        sets = (*SETS, *REPLICAS, "checkpoints.every_steps=500")
+        run = self.start_training(sets=sets)
+        self.await_copies()
+        for role, rank in (("scheduler", 0), ("worker", 0), ("server", 1)):
+            self.kill(role, rank)
+        self.end_well(run, sets)
+
+    def test_a_worker_that_stands_still_for_long(self):
+        run = self.start_training("--spare-workers", "1")
+        victim = self.kill("worker", 0, signal.SIGSTOP)
+        self.await_("its replacement", lambda: any(f":{victim})" in e and "dead" in e for e in self.events()))
+        os.kill(victim, signal.SIGCONT)
+        self.end_well(run, SETS)
+
+    def test_restarts_that_are_used_up(self):
+        run = self.start_run(harness.TINY, "--max-restarts", "1", sets=[*harness.ENDLESS, *harness.QUICK_DEATH])
+        self.await_training()
+        first = self.kill("worker", 0)
+        self.await_("another process", lambda: any(a[0].endswith("/parley-worker") and str(self.dir / "run/logs/worker-0.log") in a
+                                                   and pid != first for pid, a in harness.processes_with(self.dir).items()))
+        second = self.kill("worker", 0)
+        self.assert_fails(run, "parley: worker 0", f"(pid {second}) was killed by signal 9")
+
+
+class Saved(Base):
+    def checkpoints(self, run="run"):
+        return sorted(p.name for p in (self.dir / run / "checkpoints").glob("step-*"))
+
+    def test_a_checkpoint_now(self):
+        run = self.start_training()
+        saved = self.start("save", "parley", "save", self.dir / "run")
+        self.assertEqual(saved.wait(harness.FAILURE_S), 0, saved.story())
+        self.assertRegex(saved.stdout(), r"^checkpoint of step \d+ written in ")
+        self.assertEqual(len(self.checkpoints()), 1)
+        run.signal(signal.SIGUSR1)
+        self.await_("a second checkpoint", lambda: len(self.checkpoints()) == 2)
+        self.end_well(run, SETS)
+
+    def resume(self, *args, name="resumed", sets=(), resume="run"):
+        for change in sets:
+            args += ("--set", change)
+        return self.start(f"{name}-cli", "parley", "run", "--resume", self.dir / resume, "--run-dir", self.dir / name, *args)
+
+    def interrupted(self, sets):
+        run = self.start_training(sets=sets)
+        self.await_("a checkpoint", self.checkpoints)
+        run.signal(signal.SIGINT)
+        self.assertEqual(run.wait(harness.FAILURE_S), 130, run.story())
+
+    def test_resume_on_other_servers(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        self.interrupted(sets)
+        for servers in (1, 3):
+            name = f"resumed{servers}"
+            run = self.resume("--servers", servers, name=name)
+            self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
+            self.assertEqual(self.summary(name)["weights_sha256"], self.calm(sets))
+
+    def test_resume_in_the_same_directory(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        self.interrupted(sets)
+        before = self.metrics()
+        run = self.resume(name="run")
+        self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
+        self.assertEqual(self.summary()["weights_sha256"], self.calm(sets))
+        self.assertEqual(self.metrics()[:len(before)], before)
+
+    def test_resume_after_everybody_was_killed(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        run = self.start_training(sets=sets)
+        self.await_("a checkpoint", self.checkpoints)
+        run.signal(signal.SIGKILL)
+        run.wait(harness.FAILURE_S)
+        self.assertEqual(self.await_gone(harness.FAILURE_S), {})
+        run = self.resume(name="run")
+        self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
+        self.assertEqual(self.summary()["weights_sha256"], self.calm(sets))
+
+    def test_nothing_to_resume(self):
+        (self.dir / "run").mkdir()
+        self.assert_fails(self.resume(), "--resume", self.dir / "run", "allowed: ", code=2)
+        self.assert_fails(self.start("both", "parley", "run", harness.TINY, "--resume", self.dir / "run"), "allowed: ", code=2)
+        self.assert_fails(self.start("neither", "parley", "run"), "FILE is missing", "--resume", code=2)
+
+
+class Resized(Base):
+    def resize(self, servers, name):
+        process = self.start(name, "parley", "resize", "--servers", servers, self.dir / "run")
+        self.assertEqual(process.wait(2 * harness.FAILURE_S), 0, process.story())
+        return process.stdout()
+
+    def test_more_servers_and_fewer(self):
+        run = self.start_training("--spare-servers", "1")
+        self.assertIn("3 servers", self.resize(3, "grow"))
+        self.assertIn("1 server", self.resize(1, "shrink"))
+        self.end_well(run, SETS)
+
+    def test_more_than_there_are(self):
+        run = self.start_training()
+        process = self.start("resize", "parley", "resize", "--servers", "9", self.dir / "run")
+        self.assertNotEqual(process.wait(harness.FAILURE_S), 0, process.story())
+        self.assertEqual(len(process.stderr().splitlines()), 1, process.story())
+        run.signal(signal.SIGINT)
+        run.wait(harness.FAILURE_S)
+
+    def test_nobody_to_ask(self):
+        self.assert_fails(self.start("where", "parley", "resize", "--servers", "2", self.dir), "is no run directory",
+                          "allowed: ", code=2)
+        self.assert_fails(self.start("what", "parley", "resize", self.dir), "--servers is missing", "allowed: 1..1024", code=2)
+        port = harness.Port(self)
+        port.close()
+        self.assert_fails(self.start("nobody", "parley", "save", port.endpoint), port.endpoint, "is it running there?")
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -41,10 +41,9 @@ absl::Status BackupPartition::CheckOp(const Frame& request, Waiting* op) const {
         payload.values.size()));
   }
   if (part.count() != 0 && part.count() != state_->values(part.keys())) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("operation %d on partition %d brings %d values for %d keys, allowed is %d",
-                        op->op.index(), part.partition(), part.count(), part.keys(),
-                        state_->values(part.keys())));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "operation %d on partition %d brings %d values for %d keys, allowed is %d", op->op.index(),
+        part.partition(), part.count(), part.keys(), state_->values(part.keys())));
   }
   op->keys = std::move(payload.keys);
   op->values = std::move(payload.values);
@@ -71,9 +70,8 @@ void BackupPartition::OnOp(const Frame& request) {
   if (status.ok() && before == waiting_.end() &&
       (index > state_->last_index() + kMaxAhead ||
        (index > state_->last_index() + 1 && waiting_bytes_ + bytes > kMaxAheadBytes))) {
-    status = absl::ResourceExhaustedError(
-        absl::StrFormat("operation %d comes too early, the last one here is %d", index,
-                        state_->last_index()));
+    status = absl::ResourceExhaustedError(absl::StrFormat(
+        "operation %d comes too early, the last one here is %d", index, state_->last_index()));
   }
   if (!status.ok()) {
     answer_(primary_, request.header, status);
@@ -93,8 +91,7 @@ void BackupPartition::ApplyWaiting() {
     Waiting op = std::move(waiting_.begin()->second);
     waiting_.erase(waiting_.begin());
     waiting_bytes_ -= op.keys.size() + op.values.size();
-    absl::Status status =
-        state_->ApplyOp(op.op, std::move(op.keys), std::move(op.values));
+    absl::Status status = state_->ApplyOp(op.op, std::move(op.keys), std::move(op.values));
     if (!status.ok()) {
       status = absl::DataLossError(status.message());
       answer_(primary_, op.request, status);
@@ -132,8 +129,8 @@ absl::Status BackupPartition::TakeSync(const Frame& request) {
   if (!status.ok()) return status;
   const uint64_t attempt = request.header.part(0).sequence();
   if (attempt < attempt_ || attempt == 0) {
-    return absl::AbortedError(absl::StrFormat("attempt %d to bring this up is over, it is at %d",
-                                              attempt, attempt_));
+    return absl::AbortedError(
+        absl::StrFormat("attempt %d to bring this up is over, it is at %d", attempt, attempt_));
   }
   if (attempt > attempt_) {
     if (piece.offset() != 0) {
@@ -156,9 +153,10 @@ absl::Status BackupPartition::TakeSync(const Frame& request) {
   }
   if (piece.offset() != assembly_->received()) {
     assembly_.reset();
-    return absl::DataLossError(absl::StrFormat("a piece of the state of a partition at %d is "
-                                               "missing",
-                                               piece.offset()));
+    return absl::DataLossError(
+        absl::StrFormat("a piece of the state of a partition at %d is "
+                        "missing",
+                        piece.offset()));
   }
   status = assembly_->Add(request.payload, pool_);
   if (status.ok() && assembly_->complete()) status = FinishSync();

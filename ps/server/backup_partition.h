@@ -83,8 +83,8 @@ class BackupPartition {
   bool follows_ = false;
   std::map<uint64_t, Waiting> waiting_;  // by index, after the last one applied
   uint64_t waiting_bytes_ = 0;
-  uint64_t attempt_ = 0;  // to bring this up, the newest that was seen; 0: none
-  uint64_t loaded_ = 0;   // the one that state_ is from
+  uint64_t attempt_ = 0;                      // to bring this up, the newest that was seen; 0: none
+  uint64_t loaded_ = 0;                       // the one that state_ is from
   std::optional<SnapshotAssembly> assembly_;  // none: it is complete, or given up
 };
 

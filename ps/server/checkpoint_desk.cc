@@ -17,8 +17,8 @@ void CheckpointDesk::OnRequest(NodeId from, const pb::FrameHeader& header,
                                const pb::CheckpointRequest& request, const std::string& file_name,
                                const std::vector<HostedTable*>& tables, bool bsp) {
   if (task_ != nullptr && !Same(task_->request(), request)) {
-    Abandon(absl::AbortedError(absl::StrFormat("a checkpoint of step %d is wanted by now",
-                                               request.step())));
+    Abandon(absl::AbortedError(
+        absl::StrFormat("a checkpoint of step %d is wanted by now", request.step())));
   }
   if (task_ == nullptr && last_ && Same(last_->first, request)) {
     askers_.emplace_back(from, header);

@@ -115,8 +115,8 @@ void CheckpointTask::Save(Item& item) {
       table.marked[index] = request_.step();
     }
   } catch (const std::bad_alloc&) {
-    status_ = absl::ResourceExhaustedError(absl::StrFormat(
-        "no memory to save table %d, partition %d", table.id(), index));
+    status_ = absl::ResourceExhaustedError(
+        absl::StrFormat("no memory to save table %d, partition %d", table.id(), index));
   }
 }
 

@@ -80,9 +80,9 @@ absl::StatusOr<std::unique_ptr<HostedPartition>> HostedTable::Make(
   setup.worker_incarnations = worker_incarnations;
   setup.check_every = context_.check_every;
   // Where a step cannot be computed again to the bit, nobody is asked to.
-  setup.keeps_overwritten =
-      context_.replaces_workers && context_.consistency.mode() == pb::Consistency::BSP &&
-      !setup.evicts && (push_codec_ == nullptr || !push_codec_->keeps_residual());
+  setup.keeps_overwritten = context_.replaces_workers &&
+                            context_.consistency.mode() == pb::Consistency::BSP && !setup.evicts &&
+                            (push_codec_ == nullptr || !push_codec_->keeps_residual());
   setup.clip = clip_.get();
   setup.pull_codec = pull_codec_.get();
   setup.probe = context_.probe;

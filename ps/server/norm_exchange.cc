@@ -72,20 +72,20 @@ void NormExchange::Ask(NormGroup group, const pb::Norm& norm) {
                       .what = absl::StrFormat("gradient norm of step %d from %s", group.tick,
                                               setup_.coordinator_name)};
   const uint64_t number = next_call_++;
-  const CallId call = rpc_->Call(
-      setup_.coordinator, std::move(frame), std::move(options),
-      [this, group, number](absl::StatusOr<Frame> answer) {
-        calls_.erase(number);
-        pb::Norm total;
-        absl::Status status = answer.ok() ? ParseBody(*answer, &total) : answer.status();
-        // One of the two is at another map: the next one asks anew.
-        if (absl::IsFailedPrecondition(status)) return;
-        if (!status.ok()) {
-          on_error_(status);
-        } else {
-          on_total_(group, total.total());
-        }
-      });
+  const CallId call = rpc_->Call(setup_.coordinator, std::move(frame), std::move(options),
+                                 [this, group, number](absl::StatusOr<Frame> answer) {
+                                   calls_.erase(number);
+                                   pb::Norm total;
+                                   absl::Status status =
+                                       answer.ok() ? ParseBody(*answer, &total) : answer.status();
+                                   // One of the two is at another map: the next one asks anew.
+                                   if (absl::IsFailedPrecondition(status)) return;
+                                   if (!status.ok()) {
+                                     on_error_(status);
+                                   } else {
+                                     on_total_(group, total.total());
+                                   }
+                                 });
   calls_.emplace(number, call);
 }
 

@@ -180,11 +180,11 @@ void ReplicaSender::Send(Pending& pending) {
     part->set_count(op.values.num_floats());
     frame.payload.push_back(op.values);
   }
-  pending.call = rpc_->Call(
-      place_.node, std::move(frame), ToCopy(absl::StrFormat("operation %d to ", op.index) + Name()),
-      [this, index = op.index](absl::StatusOr<Frame> answer) {
-        OnOpAnswer(index, answer.status());
-      });
+  pending.call = rpc_->Call(place_.node, std::move(frame),
+                            ToCopy(absl::StrFormat("operation %d to ", op.index) + Name()),
+                            [this, index = op.index](absl::StatusOr<Frame> answer) {
+                              OnOpAnswer(index, answer.status());
+                            });
 }
 
 void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {

@@ -130,7 +130,7 @@ class ReplicaSender {
   bool message_refused_ = false;
   std::optional<CallId> sync_call_;
   bool has_turn_ = false;
-  uint64_t announce_at_ = 0;  // SYNCED is told when this much is acknowledged
+  uint64_t announce_at_ = 0;   // SYNCED is told when this much is acknowledged
   std::deque<Pending> queue_;  // ascending by index, not yet acknowledged
   size_t sent_ = 0;            // so many at the front of it are on their way, or refused
   uint64_t sent_bytes_ = 0;

@@ -58,8 +58,8 @@ void Replication::SetCopies(uint32_t table, HostedPartition* partition,
       set.senders.push_back(std::move(*known));
       set.senders.back()->OnMap(copy.synced);
     } else {
-      set.senders.push_back(std::make_unique<ReplicaSender>(env_, rpc_, this, table,
-                                                            partition->index(), copy));
+      set.senders.push_back(
+          std::make_unique<ReplicaSender>(env_, rpc_, this, table, partition->index(), copy));
     }
   }
   Settle(set);
@@ -139,8 +139,8 @@ void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task 
   hooks_.tell(news, [this, news, alive = std::move(alive),
                      done = std::move(done)](absl::StatusOr<Frame> answer) mutable {
     if (alive.expired()) return;
-    if (answer.ok() || !(absl::IsDeadlineExceeded(answer.status()) ||
-                         absl::IsUnavailable(answer.status()))) {
+    if (answer.ok() ||
+        !(absl::IsDeadlineExceeded(answer.status()) || absl::IsUnavailable(answer.status()))) {
       return done();
     }
     env_->After(kNewsPause, [this, news = std::move(news), alive = std::move(alive),

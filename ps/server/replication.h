@@ -36,8 +36,7 @@ class Replication : public ReplicaHost {
   };
 
   // `env` and `rpc` must outlive this.
-  Replication(Env* env, Rpc* rpc, Hooks hooks)
-      : env_(env), rpc_(rpc), hooks_(std::move(hooks)) {}
+  Replication(Env* env, Rpc* rpc, Hooks hooks) : env_(env), rpc_(rpc), hooks_(std::move(hooks)) {}
   ~Replication() override { Clear(); }
   Replication(const Replication&) = delete;
   Replication& operator=(const Replication&) = delete;

@@ -135,8 +135,8 @@ void Responder::Refuse(absl::FunctionRef<bool(NodeId from, const TableRequest&)>
   });
 }
 
-// Tells each caller once that its request is held; if that is lost, the caller asks again and is told
-// again.
+// Tells each caller once that its request is held; if that is lost, the caller asks again and is
+// told again.
 void Responder::Notify() {
   timer_ = kNoTimer;
   bool more = false;

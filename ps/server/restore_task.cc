@@ -37,8 +37,8 @@ struct RestoreTask::Reading {
         status = read.status();
       }
     } catch (const std::bad_alloc&) {
-      status = absl::ResourceExhaustedError(absl::StrFormat(
-          "%s: no memory for table %d, partition %d", directory, table, partition));
+      status = absl::ResourceExhaustedError(
+          absl::StrFormat("%s: no memory for table %d, partition %d", directory, table, partition));
     }
   }
 };
@@ -82,9 +82,9 @@ void RestoreTask::OnRead() {
       status = absl::ResourceExhaustedError("no memory");
     }
     if (!status.ok()) {
-      status = absl::Status(
-          status.code(), absl::StrFormat("%s: table %d, partition %d: %s", reading_->directory,
-                                         items_[next_].first, partition->index(), status.message()));
+      status = absl::Status(status.code(), absl::StrFormat("%s: table %d, partition %d: %s",
+                                                           reading_->directory, items_[next_].first,
+                                                           partition->index(), status.message()));
     }
   }
   reading_->saved = SavedPartition();

@@ -64,8 +64,8 @@ absl::Status SnapshotAssembly::Begin(pb::PartitionState first) {
     return absl::InvalidArgumentError("the state of a partition: " + what);
   };
   if (first.values().array_size() > kMaxArrays) {
-    return error(absl::StrFormat("%d arrays, allowed is %d", first.values().array_size(),
-                                 kMaxArrays));
+    return error(
+        absl::StrFormat("%d arrays, allowed is %d", first.values().array_size(), kMaxArrays));
   }
   uint64_t total = 0;
   for (const pb::StateArray& array : first.values().array()) {
@@ -77,8 +77,8 @@ absl::Status SnapshotAssembly::Begin(pb::PartitionState first) {
     total += sizes_.back();
   }
   if (total != first.total_bytes()) {
-    return error(absl::StrFormat("%d bytes are announced, its arrays have %d", first.total_bytes(),
-                                 total));
+    return error(
+        absl::StrFormat("%d bytes are announced, its arrays have %d", first.total_bytes(), total));
   }
   first_ = std::move(first);
   arrays_.resize(sizes_.size());

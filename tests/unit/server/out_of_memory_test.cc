@@ -79,20 +79,15 @@ TEST_F(OutOfMemoryTest, AnUpdateThatMayBeHalfAppliedEndsTheShard) {
 
 TEST_F(OutOfMemoryTest, ValuesThatCannotBeDecodedLeaveNothingTaken) {
   server_.AddDense()->mutable_compression()->set_push("fp16");
-  pb::Assignment assignment;
-  *assignment.add_table() = server_.tables[0];
-  assignment.mutable_map()->add_shard()->set_node(9);
-  pb::TableMap* owners = assignment.mutable_map()->add_table();
-  owners->set_table(ServerHarness::kDense);
-  owners->add_owner(0);
-  assignment.add_worker_incarnation(1);
   PushCounters counters;
   HostedTable::Context context;
-  context.self = NodeId{9};
   context.pool = &server_.pool;
   context.counters = &counters;
-  auto table = HostedTable::Create(assignment, 0, context, [](uint32_t, NormGroup, double) {});
+  auto table = HostedTable::Create(server_.tables[0], context, [](uint32_t, NormGroup, double) {});
   ASSERT_TRUE(table.ok()) << table.status();
+  auto partition = (*table)->Make(0, {1});
+  ASSERT_TRUE(partition.ok()) << partition.status();
+  (*table)->Host(*std::move(partition));
   const auto push = [&] {
     Request request = Push(0);
     request.Encoded(std::string(8, '\x3c'), 4).header().set_incarnation(1);

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""How soon does training go on after a kill, and does it end with the same weights?
+
+    benchmarks/chaos/chaos.py [--bin build/release/bin] [--kills 50] [--seed 1] [--json FILE]
+
+Trains a ConvNet on a slice of Fashion-MNIST (without the data: a small perceptron) with one copy of each partition, a spare
+server, a spare worker and checkpoints, while a seeded schedule kills processes of all roles, and stops some of them for a while
+(tests/e2e/chaos.py). The time is from the signal to the report of a step beyond those that were done then; reports come with
+heartbeats of 50 ms, by the scheduler's progress of 200 ms: times are up to a quarter of a second too long. Exit code 0: the
+weights are those of a calm run, and as many pushes were applied as were acknowledged. Standard library only.
+"""
+import argparse
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bin", default=ROOT / "build" / "release" / "bin", help="where the programs are")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", help="write times and counts here")
+    args = parser.parse_args()
+    command = [sys.executable, ROOT / "tests" / "e2e" / "test_chaos.py", "--bin", args.bin, "--kills", args.kills,
+               "--seed", args.seed]
+    if args.json:
+        command += ["--json", pathlib.Path(args.json).resolve()]
+    return subprocess.run([str(word) for word in command], check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -208,7 +208,8 @@ void CheckpointCoordinator::OnFile(NodeId node, const absl::StatusOr<Frame>& ans
   }
   if (!status.ok()) return Fail(status);
   attempt_.bytes += file.bytes();
-  attempt_.files.push_back(std::move(file));
+  // Without a name: a server with nothing to save.
+  if (!file.name().empty()) attempt_.files.push_back(std::move(file));
   if (!attempt_.calls.empty()) return;
   if (absl::Status whole = CheckFiles(); !whole.ok()) return Fail(whole);
   Commit();
@@ -218,10 +219,9 @@ absl::Status CheckpointCoordinator::CheckFiles() const {
   std::set<std::string> names;
   std::set<std::pair<uint32_t, uint32_t>> partitions;
   for (const pb::CheckpointFile& file : attempt_.files) {
-    if (file.name().empty() || file.name().find('/') != std::string::npos ||
-        !names.insert(file.name()).second) {
-      return absl::InternalError(
-          absl::StrCat("two servers wrote a file '", file.name(), "', or it has no name"));
+    if (file.name().find('/') != std::string::npos || !names.insert(file.name()).second) {
+      return absl::InternalError(absl::StrCat("the file name '", file.name(),
+                                              "' has a slash, or two servers have written it"));
     }
     for (const pb::CheckpointPartition& partition : file.partition()) {
       if (!partitions.emplace(partition.table(), partition.partition()).second) {

@@ -53,7 +53,8 @@ class Leaving::Request : public ShardRequest {
 };
 
 void Leaving::Begin(uint64_t after_tick, absl::AnyInvocable<void()> done) {
-  assert(!on_left_);
+  assert(!begun_);
+  begun_ = true;
   after_tick_ = after_tick;
   on_left_ = std::move(done);
   for (uint32_t shard : core_->shards) asked_[shard];
@@ -61,7 +62,7 @@ void Leaving::Begin(uint64_t after_tick, absl::AnyInvocable<void()> done) {
 }
 
 void Leaving::OnMap(const std::set<uint32_t>& gained) {
-  if (!on_left_) return;
+  if (!begun_) return;
   const std::set<uint32_t> present(core_->shards.begin(), core_->shards.end());
   std::erase_if(asked_, [&present](const auto& asked) { return !present.contains(asked.first); });
   for (uint32_t shard : present) {

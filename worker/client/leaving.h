@@ -2,7 +2,8 @@
 //
 // Shards may be told more than once. When partitions move, those are asked that are new, and those
 // that own what they did not own when they were asked: a partition that came to a shard after its
-// answer may not know. What is asked of a shard that is gone, or is asked again, is dropped.
+// answer may not know. So it goes on after all have answered, though nobody waits for it then. What
+// is asked of a shard that is gone, or is asked again, is dropped.
 //
 // Owned by a PsClient; everything on the loop.
 #ifndef PARLEY_WORKER_CLIENT_LEAVING_H_
@@ -22,7 +23,7 @@ class Leaving {
   // `core` must outlive this, and this the requests in its queues.
   explicit Leaving(ClientCore* core) : core_(core) {}
 
-  // `done` runs when every shard of the newest map has answered. Once.
+  // `done` runs when every shard of the newest map has answered. To be called once.
   void Begin(uint64_t after_tick, absl::AnyInvocable<void()> done);
 
   // There is a newer map; `gained`: the shards that own a partition which they did not own before.
@@ -42,6 +43,7 @@ class Leaving {
   bool Counts(uint32_t shard, uint64_t number) const;
 
   ClientCore* const core_;
+  bool begun_ = false;
   uint64_t after_tick_ = 0;
   uint64_t next_number_ = 1;
   std::map<uint32_t, Asked> asked_;     // by shard

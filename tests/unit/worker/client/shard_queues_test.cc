@@ -1,125 +1,18 @@
-// Order, credit and lanes of one shard's queue, against a server that answers when the test says.
-#include "worker/client/shard_queues.h"
-
+// Order, credit and lanes of one shard's queue.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <deque>
 #include <memory>
 #include <string>
 #include <utility>
-#include <vector>
 
-#include "tests/unit/worker/fake_server.h"
+#include "tests/unit/worker/client/shard_queues_testing.h"
 
 namespace parley {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-using Kind = ShardRequest::Kind;
-
-class ShardQueuesTest : public ::testing::Test {
- protected:
-  // A message that is known by its name, which travels as its body.
-  class Message : public ShardRequest {
-   public:
-    Message(ShardQueuesTest* test, Kind kind, std::string name)
-        : ShardRequest(kind), test_(test), name_(std::move(name)) {}
-
-    Frame MakeFrame() override {
-      Frame frame;
-      frame.header.set_kind(kind == Kind::kPush       ? pb::PUSH
-                            : kind == Kind::kPushPull ? pb::PUSH_PULL
-                                                      : pb::PULL);
-      frame.header.set_body(name_);
-      return frame;
-    }
-    std::string What(const std::string& shard) const override { return name_ + " to " + shard; }
-    bool MayLeave() const override { return test_->barred_ != name_; }
-    std::unique_ptr<ShardRequest> Split() override {
-      auto pull = std::make_unique<Message>(test_, Kind::kPull, name_ + "'s pull");
-      pull->step = step + 1;
-      pull->pull_tick = pull_tick;
-      pull->pull_bytes = pull_bytes;
-      return pull;
-    }
-    bool TryAgain(const absl::Status& error) override { return absl::IsNotFound(error); }
-    absl::Status OnAnswer(Frame) override {
-      test_->answered_.push_back(name_);
-      if (test_->frees_ == name_) test_->barred_.clear();
-      return test_->refuse_ == name_ ? absl::InvalidArgumentError("it does not fit")
-                                     : absl::OkStatus();
-    }
-
-   private:
-    ShardQueuesTest* const test_;
-    const std::string name_;
-  };
-
-  ShardQueuesTest() {
-    network_.SetOptions({.min_delay = absl::Milliseconds(1), .max_delay = absl::Milliseconds(1)});
-    server_ = std::make_unique<FakeServer>(
-        &world_, &network_, 0, [this](FakeServer&, NodeId from, Frame request) {
-          for (const auto& [node, header] : held_) {
-            if (header.request_id() == request.header.request_id()) return;  // a retry
-          }
-          arrived_.push_back(request.header.body());
-          held_.emplace_back(from, request.header);
-        });
-    EXPECT_TRUE(node_.transport->Connect(server_->node(), server_->endpoint()).ok());
-    ShardQueues::Options options;
-    options.on_error = [this](const absl::Status& status) { error_ = status; };
-    queues_ = std::make_unique<ShardQueues>(&node_.rpc, std::move(options));
-    queues_->AddShard(server_->node(), "the shard");
-  }
-
-  std::unique_ptr<Message> Make(Kind kind, std::string name, uint64_t step = 0, uint64_t rank = 0) {
-    auto message = std::make_unique<Message>(this, kind, std::move(name));
-    message->step = step;
-    message->rank = rank;
-    message->push_bytes = message->pull_bytes = 1;
-    message->pull_tick = step;
-    return message;
-  }
-  void Enqueue(std::unique_ptr<Message> message) { queues_->Enqueue(0, std::move(message)); }
-  // Bulk that takes all the credit there is for its kind.
-  void Fill(Kind kind, uint64_t tick = 0) {
-    auto message = Make(kind, "fill", 0);
-    message->push_bytes = message->pull_bytes = ShardQueues::kCreditBytes;
-    message->pull_tick = tick;
-    Enqueue(std::move(message));
-    Settle();
-    arrived_.clear();
-  }
-  void Settle() {
-    world_.RunUntil([] { return false; }, absl::Milliseconds(10));
-  }
-  // Answers what was held longest.
-  void Answer(const absl::Status& status = absl::OkStatus()) {
-    auto [from, header] = held_.front();
-    held_.pop_front();
-    if (status.ok()) {
-      server_->rpc().Reply(from, header, Frame());
-    } else {
-      server_->rpc().ReplyError(from, header, status);
-    }
-    Settle();
-  }
-
-  SimWorld world_{1};
-  SimNetwork network_{&world_, {}};
-  FakeClientNode node_{&world_, &network_, 0};
-  std::unique_ptr<FakeServer> server_;
-  std::deque<std::pair<NodeId, pb::FrameHeader>> held_;
-  std::vector<std::string> arrived_, answered_;
-  std::string barred_;  // waits for a sequence
-  std::string frees_;   // with its answer, what is barred
-  std::string refuse_;
-  absl::Status error_;
-  std::unique_ptr<ShardQueues> queues_;
-};
 
 TEST_F(ShardQueuesTest, WhatIsNeededSoonerLeavesFirstAndEqualsLeaveAsTheyCame) {
   Fill(Kind::kPush);
@@ -235,7 +128,7 @@ TEST_F(ShardQueuesTest, APushNeverWaitsForTheAnswerOfAPushPull) {
   EXPECT_EQ(queues_->pushes_open(), 1u);
   Settle();
   EXPECT_THAT(arrived_, ElementsAre("layer 3"));
-  EXPECT_EQ(held_.back().second.kind(), pb::PUSH);
+  EXPECT_EQ(held_.back().header.kind(), pb::PUSH);
   Answer();  // the fill
   EXPECT_THAT(arrived_, ElementsAre("layer 3", "layer 3's pull"));
   Answer();
@@ -244,7 +137,7 @@ TEST_F(ShardQueuesTest, APushNeverWaitsForTheAnswerOfAPushPull) {
   EXPECT_EQ(queues_->pushes_open(), 0u);
   Enqueue(Make(Kind::kPushPull, "layer 4", 1));
   Settle();
-  EXPECT_EQ(held_.back().second.kind(), pb::PUSH_PULL);
+  EXPECT_EQ(held_.back().header.kind(), pb::PUSH_PULL);
 }
 
 TEST_F(ShardQueuesTest, APushWithoutASequenceWaitsAndSoDoThoseBehindIt) {
@@ -277,7 +170,7 @@ TEST_F(ShardQueuesTest, WhatWaitsForTheSequenceOfAPushPullLeavesWithItsAnswer) {
   Enqueue(Make(Kind::kPush, "second", 2));
   Settle();
   EXPECT_THAT(arrived_, ElementsAre("first"));
-  EXPECT_EQ(held_.back().second.kind(), pb::PUSH_PULL);
+  EXPECT_EQ(held_.back().header.kind(), pb::PUSH_PULL);
   Answer();
   EXPECT_THAT(arrived_, ElementsAre("first", "second"));
 }

@@ -60,7 +60,7 @@ std::string Line(const std::string& name, const std::string& dtype,
                  const std::vector<uint64_t>& shape, const std::vector<T>& values) {
   const Buffer bytes = BufferOf(values);
   return absl::StrCat(name, " ", dtype, " ", absl::StrJoin(shape, "x"), " ",
-                      absl::BytesToHexString(bytes.view()), "\n");
+                      absl::BytesToHexString(std::string(bytes.view())), "\n");
 }
 
 constexpr uint64_t kElements = 22;  // of "model": a [3, 5], b [7]; partitions of 8, 8 and 6

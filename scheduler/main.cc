@@ -17,6 +17,7 @@
 #include "ps/net/zmq_transport.h"
 #include "scheduler/disk_store.h"
 #include "scheduler/etcd_store.h"
+#include "scheduler/report/metrics_json.h"
 #include "scheduler/report/observers.h"
 #include "scheduler/report/run_directory.h"
 #include "scheduler/report/terminal_report.h"
@@ -37,7 +38,7 @@ struct Flags {
   std::string metrics_format = "plain";
   std::vector<std::string> set;
   uint32_t progress_ms = 1000;
-  bool append = false, anew = false, quiet = false;
+  bool append = false, anew = false, restarted = false, quiet = false;
 };
 
 FlagSet MakeFlagSet(Flags* flags) {
@@ -60,6 +61,9 @@ FlagSet MakeFlagSet(Flags* flags) {
               "least milliseconds between two lines of progress in metrics.jsonl")
       .Switch("append", &flags->append, "add to the record in RUN-DIR, do not replace it")
       .Switch("anew", &flags->anew, "forget what is in --state")
+      .Switch(
+          "restarted", &flags->restarted,
+          "started in the place of one that died: end at once if RUN-DIR says how the job ended")
       .Choice("metrics-format", &flags->metrics_format, {"plain", "gradient"},
               "gradient: also print {\"chart\": ...} lines")
       .Switch("quiet", &flags->quiet, "print the results only")
@@ -289,6 +293,12 @@ int Main(int argc, char** argv) {
   if (!experiment.ok()) {
     std::fprintf(stderr, "%s\n", std::string(experiment.status().message()).c_str());
     return 2;
+  }
+  // It died when all was done.
+  if (flags.restarted) {
+    absl::StatusOr<std::string> reason = ReadSummaryReason(flags.run_dir + "/summary.json");
+    if (reason.ok() && reason->empty()) return 0;
+    if (reason.ok()) return NodeProcess::Complain(kProgram, absl::AbortedError(*reason));
   }
   return Run(flags, *experiment);
 }

@@ -5,8 +5,9 @@
 
 Trains a ConvNet on a slice of Fashion-MNIST (without the data: a small perceptron) with one copy of each partition, a spare
 server, a spare worker and checkpoints, while a seeded schedule kills processes of all roles, and stops some of them for a while
-(tests/e2e/chaos.py). The time is from the signal to the report of a step beyond those that were done then; reports come with
-heartbeats of 50 ms, by the scheduler's progress of 200 ms: times are up to a quarter of a second too long. Exit code 0: the
+(tests/e2e/chaos.py). The time is from the signal to the report of the first step behind the longest standstill that followed;
+reports come with heartbeats of 50 ms, by the scheduler's progress of 200 ms: times are up to a quarter of a second too long, and
+a standstill shorter than that is told as one report's distance. Exit code 0: the
 weights are those of a calm run, and as many pushes were applied as were acknowledged. Standard library only.
 """
 import argparse

@@ -38,6 +38,9 @@ class Base(harness.E2eTest):
     def events(self, run="run"):
         return [m["text"] for m in self.metrics(run) if m["type"] == "event"]
 
+    def is_role(self, argv, role, rank):
+        return argv[0].endswith(f"/parley-{role}") and str(self.dir / "run" / "logs" / f"{role}-{rank}.log") in argv
+
     def await_copies(self):
         """Until a kill costs no roll-back: epochs go by meanwhile."""
         self.await_("an epoch with copies", lambda: any(m["type"] == "epoch" for m in self.metrics()))
@@ -101,8 +104,8 @@ class Comebacks(Base):
         run = self.start_run(harness.TINY, "--max-restarts", "1", sets=[*harness.ENDLESS, *harness.QUICK_DEATH])
         self.await_training()
         first = self.kill("worker", 0)
-        self.await_("another process", lambda: any(a[0].endswith("/parley-worker") and str(self.dir / "run/logs/worker-0.log") in a
-                                                   and pid != first for pid, a in harness.processes_with(self.dir).items()))
+        self.await_("another process in its place", lambda: first not in harness.processes_with(self.dir)
+                    and any(self.is_role(argv, "worker", 0) for argv in harness.processes_with(self.dir).values()))
         second = self.kill("worker", 0)
         self.assert_fails(run, "parley: worker 0", f"(pid {second}) was killed by signal 9")
 

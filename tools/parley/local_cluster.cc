@@ -100,7 +100,9 @@ absl::Status LocalCluster::StartAll() {
   if (absl::Status s = StartScheduler(resolved, endpoint_file); !s.ok()) return s;
   absl::StatusOr<std::string> endpoint = supervisor_->WaitForFile(endpoint_file, kSchedulerStart);
   if (!endpoint.ok()) return endpoint.status();
-  supervisor_->SetLeaderArgs(SchedulerArgs(resolved, endpoint_file, *endpoint));
+  std::vector<std::string> again = SchedulerArgs(resolved, endpoint_file, *endpoint);
+  again.push_back("--restarted");
+  supervisor_->SetLeaderArgs(std::move(again));
   for (uint32_t i = 0; i < cluster.servers() + options_.spare_servers; ++i) {
     if (absl::Status s = StartServer(i, *endpoint); !s.ok()) return s;
   }

@@ -120,10 +120,7 @@ absl::StatusOr<HostedPartition::Ticket> HostedPartition::TakePush(const pb::Fram
     return ticket;
   }
   if (IsSuperseded(header.rank(), header.tick())) {
-    guard_.Commit(header.rank(), part.sequence(), part.acked_below());
-    Count(&PushCounters::superseded);
-    ++acknowledged_[header.rank()];
-    PublishDrop(header, part, /*superseded=*/true);
+    TakeSuperseded(header, part);
     ticket.index = last_index_;
     return ticket;
   }
@@ -137,6 +134,7 @@ absl::StatusOr<HostedPartition::Ticket> HostedPartition::TakePush(const pb::Fram
   const bool late = *added == Aggregator::Verdict::kLate;
   if (late) Count(&PushCounters::dropped);
   if (setup_.probe != nullptr) {
+    setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
     setup_.probe->OnAccept(setup_.table, setup_.index, header.rank(), header.tick(), late);
   }
   if (late) PublishDrop(header, part, /*superseded=*/false);
@@ -186,6 +184,7 @@ void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::
   }
   PublishWithoutTick(header, part, info, {std::move(keys), std::move(values)});
   if (setup_.probe != nullptr) {
+    setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
     setup_.probe->OnUpdateWithoutTick(setup_.table, setup_.index, header.rank(), part.sequence(),
                                       values_->version());
   }
@@ -329,6 +328,7 @@ void HostedPartition::Apply(PendingStep& pending) {
   for (const Contribution& c : pending.step.contributions) CountSamples(c.weight);
   PublishStep(pending, info, std::move(sum));
   if (setup_.probe != nullptr) {
+    setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
     std::vector<uint32_t> workers;
     for (const Contribution& c : pending.step.contributions) workers.push_back(c.worker);
     setup_.probe->OnApply(setup_.table, setup_.index, pending.step.tick, workers,
@@ -396,6 +396,7 @@ Buffer HostedPartition::Read(uint32_t worker, uint64_t tick, const pb::Part& ask
   answer->set_version(version);
   answer->set_min_clock(policy_.min_clock());
   if (setup_.probe != nullptr) {
+    setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
     setup_.probe->OnRead(setup_.table, setup_.index, worker, tick, version);
   }
   if (published_ && !exact) {

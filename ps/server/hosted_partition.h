@@ -29,6 +29,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/cluster.pb.h"
 #include "proto/wire.pb.h"
 #include "ps/base/buffer.h"
@@ -226,9 +227,17 @@ class HostedPartition {
     std::optional<uint32_t> left;
   };
 
+  // Of the present incarnation, and the predecessor's gradient of the tick is not in the weights:
+  // whoever loses that has to take this one. So copies hear of it together with the step.
+  struct Superseding {
+    uint32_t worker = 0;
+    uint64_t tick = 0, sequence = 0, acked_below = 0;
+  };
+
   absl::Status CheckSize(const pb::FrameHeader& header, const pb::Part& part) const;
   absl::Status CheckWithoutTick(const pb::FrameHeader& header) const;
   bool IsSuperseded(uint32_t worker, uint64_t tick) const;
+  void TakeSuperseded(const pb::FrameHeader& header, const pb::Part& part);
   void Count(uint64_t PushCounters::*counter, int64_t n = 1);
   void CountSamples(double weight);
   void ApplyWithoutTick(const pb::FrameHeader& header, const pb::Part& part, Buffer keys,
@@ -259,6 +268,7 @@ class HostedPartition {
   // At a backup.
   absl::Status CheckOp(const pb::ReplicaOp& op, const Buffer& keys, const Buffer& values) const;
   absl::Status ApplyStepOp(const pb::ReplicaOp& op, const Buffer& keys, const Buffer& values);
+  void ForgetSuperseding(uint64_t tick, absl::Span<const uint32_t> workers);
   void LearnPush(const pb::ReplicaOp& op, const pb::ReplicaOp::Push& push);
 
   // State, in hosted_partition_state.cc.
@@ -266,6 +276,7 @@ class HostedPartition {
   absl::Status LoadWorkers(const pb::HostedState& state, Aggregator::State* gradients);
   absl::Status LoadHeld(const pb::HostedState& state, const TableState& arrays,
                         Aggregator::State* gradients) const;
+  absl::Status LoadSuperseding(const pb::HostedState& state);
   absl::Status LoadCounts(const pb::HostedState& state);
 
   const Setup setup_;
@@ -283,6 +294,7 @@ class HostedPartition {
   std::set<uint32_t> leaving_;  // have said so, but still have gradients in pending_
   // By rank: below, all is closed, by the worker's predecessors or by itself.
   std::vector<uint64_t> here_below_;
+  std::vector<Superseding> superseding_;
   PushCounters counts_;
   std::vector<uint64_t> acknowledged_;         // by rank
   std::vector<GradientView> gradients_;        // scratch

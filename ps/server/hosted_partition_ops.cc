@@ -113,6 +113,7 @@ void HostedPartition::PublishStep(const PendingStep& pending, const StepInfo& in
   if (!replicated_) {
     durable_index_ = ++last_index_;
     for (uint32_t worker : pending.step.closed) policy_.OnTick(worker, pending.step.tick);
+    ForgetSuperseding(pending.step.tick, pending.step.closed);
     return;
   }
   pb::ReplicaOp op;
@@ -122,6 +123,12 @@ void HostedPartition::PublishStep(const PendingStep& pending, const StepInfo& in
     const bool present = c.incarnation == guard_.incarnation(c.worker);
     AddPush(c.worker, present ? c.sequence : 0, c.acked_below, c.weight, &op);
   }
+  for (const Superseding& push : superseding_) {
+    if (push.tick != pending.step.tick) continue;
+    AddPush(push.worker, push.sequence, push.acked_below, 0, &op);
+    op.mutable_push(op.push_size() - 1)->set_superseded(true);
+  }
+  ForgetSuperseding(pending.step.tick, pending.step.closed);
   op.set_tick(pending.step.tick);
   op.mutable_closed()->Assign(pending.step.closed.begin(), pending.step.closed.end());
   op.set_inverse_weight(info.inverse_weight);
@@ -159,8 +166,27 @@ void HostedPartition::PublishDrop(const pb::FrameHeader& header, const pb::Part&
   op.set_kind(pb::ReplicaOp::DROP);
   AddPush(header.rank(), part.sequence(), part.acked_below(), header.weight(), &op);
   op.set_tick(header.tick());
-  op.set_superseded(superseded);
+  op.mutable_push(0)->set_superseded(superseded);
   Publish(std::move(op), SummedGradient(), Effect());
+}
+
+void HostedPartition::TakeSuperseded(const pb::FrameHeader& header, const pb::Part& part) {
+  guard_.Commit(header.rank(), part.sequence(), part.acked_below());
+  Count(&PushCounters::superseded);
+  ++acknowledged_[header.rank()];
+  if (AppliedPolicy().clock(header.rank()) > header.tick()) {
+    PublishDrop(header, part, /*superseded=*/true);
+  } else {
+    superseding_.push_back({header.rank(), header.tick(), part.sequence(), part.acked_below()});
+  }
+}
+
+void HostedPartition::ForgetSuperseding(uint64_t tick, absl::Span<const uint32_t> workers) {
+  if (superseding_.empty()) return;
+  std::erase_if(superseding_, [&](const Superseding& push) {
+    return push.tick == tick &&
+           std::find(workers.begin(), workers.end(), push.worker) != workers.end();
+  });
 }
 
 void HostedPartition::PublishLeave(uint32_t worker) {
@@ -196,6 +222,9 @@ void HostedPartition::NewIncarnation(uint32_t worker, uint32_t incarnation) {
   guard_.OnNewIncarnation(worker, incarnation);
   here_below_[worker] = std::max(here_below_[worker], aggregator_->NextTick(worker));
   acknowledged_[worker] = 0;
+  Count(&PushCounters::superseded,
+        -static_cast<int64_t>(std::erase_if(
+            superseding_, [worker](const Superseding& push) { return push.worker == worker; })));
 }
 
 // REQUIRES: replicated_, and what the operation says is done.
@@ -285,9 +314,9 @@ absl::Status HostedPartition::ApplyStepOp(const pb::ReplicaOp& op, const Buffer&
     // Gradients that came with the state, of a step that the primary has closed since: what it
     // closed the step with is in this operation.
     std::vector<Contribution> dropped;
-    absl::Status status = aggregator_->Close(
-        op.tick(), std::vector<uint32_t>(op.closed().begin(), op.closed().end()), &dropped);
+    absl::Status status = aggregator_->Close(op.tick(), op.closed(), &dropped);
     if (!status.ok()) return status;
+    ForgetSuperseding(op.tick(), op.closed());
     for (const Contribution& c : dropped) {
       Count(&PushCounters::accepted, -1);
       if (c.incarnation == guard_.incarnation(c.worker)) --acknowledged_[c.worker];
@@ -313,12 +342,14 @@ absl::Status HostedPartition::ApplyStepOp(const pb::ReplicaOp& op, const Buffer&
 // Counts and remembers a push as the primary did.
 void HostedPartition::LearnPush(const pb::ReplicaOp& op, const pb::ReplicaOp::Push& push) {
   if (push.sequence() > 0) {
-    guard_.Learn(push.worker(), push.sequence(), push.acked_below());
+    const bool is_new = guard_.Learn(push.worker(), push.sequence(), push.acked_below());
+    // One that was superseded may have come with the state, and counts there.
+    if (push.superseded() && !is_new) return;
     ++acknowledged_[push.worker()];
   } else if (op.has_tick()) {
     here_below_[push.worker()] = std::max(here_below_[push.worker()], op.tick() + 1);
   }
-  if (op.superseded()) return Count(&PushCounters::superseded);
+  if (push.superseded()) return Count(&PushCounters::superseded);
   Count(&PushCounters::accepted);
   if (op.kind() == pb::ReplicaOp::DROP) return Count(&PushCounters::dropped);
   Count(&PushCounters::applied);

@@ -83,6 +83,13 @@ PartitionSnapshot HostedPartition::Save() {
       arrays->Add(HeldName(number, "values"), "F32", {c.values.num_floats()}, c.values);
     }
   }
+  for (const Superseding& push : superseding_) {
+    pb::HostedState::Superseded* superseding = state.add_superseding();
+    superseding->set_tick(push.tick);
+    superseding->set_worker(push.worker);
+    superseding->set_sequence(push.sequence);
+    superseding->set_acked_below(push.acked_below);
+  }
   for (const auto& [group, total] : known_norms_) {
     pb::HostedState::KnownNorm* norm = state.add_norm();
     norm->set_tick(group.tick);
@@ -138,6 +145,7 @@ absl::Status HostedPartition::Load(PartitionSnapshot snapshot) {
   if (status.ok()) status = LoadWorkers(state, &gradients);
   if (status.ok()) status = LoadHeld(state, own, &gradients);
   if (status.ok()) status = aggregator_->Load(std::move(gradients));
+  if (status.ok()) status = LoadSuperseding(state);
   if (status.ok()) status = LoadCounts(state);
   if (status.ok()) status = overwritten_.Load(state, own, *values_);
   if (status.ok() && published_) status = published_->Load(state, own);
@@ -211,6 +219,21 @@ absl::Status HostedPartition::LoadHeld(const pb::HostedState& state, const Table
           c.worker, held.tick(), c.values.size(), keys.size(), c.weight, wanted));
     }
     gradients->held.emplace_back(held.tick(), std::move(c));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status HostedPartition::LoadSuperseding(const pb::HostedState& state) {
+  superseding_.clear();
+  for (const pb::HostedState::Superseded& push : state.superseding()) {
+    ReplayGuard::Verdict verdict;
+    absl::Status status = push.worker() >= workers()
+                              ? absl::InvalidArgumentError(absl::StrFormat(
+                                    "worker is %d; allowed: below %d", push.worker(), workers()))
+                              : guard_.Check(push.worker(), guard_.incarnation(push.worker()),
+                                             push.sequence(), push.acked_below(), &verdict);
+    if (!status.ok()) return status;
+    superseding_.push_back({push.worker(), push.tick(), push.sequence(), push.acked_below()});
   }
   return absl::OkStatus();
 }

@@ -54,11 +54,13 @@ void ReplayGuard::Commit(uint32_t worker, uint64_t sequence, uint64_t acked_belo
   window.seen.set(sequence % kWindow);
 }
 
-void ReplayGuard::Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below) {
+bool ReplayGuard::Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below) {
   assert(worker < windows_.size());
   Window& window = windows_[worker];
   Advance(&window, acked_below);
-  if (sequence >= window.forgotten_below) window.seen.set(sequence % kWindow);
+  if (sequence < window.forgotten_below || window.seen[sequence % kWindow]) return false;
+  window.seen.set(sequence % kWindow);
+  return true;
 }
 
 void ReplayGuard::OnNewIncarnation(uint32_t worker, uint32_t incarnation) {

@@ -39,9 +39,9 @@ class ReplayGuard {
   // Remembers it. REQUIRES: Check of the same arguments was OK and kNew.
   void Commit(uint32_t worker, uint64_t sequence, uint64_t acked_below);
 
-  // Remembers, if it is not yet, what was let through elsewhere. REQUIRES: Check of the same
-  // arguments was OK, whatever the verdict.
-  void Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below);
+  // Remembers what was let through elsewhere; returns whether it was new. REQUIRES: Check of the
+  // same arguments was OK, whatever the verdict.
+  bool Learn(uint32_t worker, uint64_t sequence, uint64_t acked_below);
 
   // A new incarnation starts from sequence 1; pushes of the old one are refused from now on. The
   // current one again changes nothing. REQUIRES: such a worker.

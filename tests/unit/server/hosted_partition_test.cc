@@ -60,7 +60,7 @@ class HostedPartitionTest : public ::testing::Test {
     if (!status.ok()) return status;
     Buffer buffer = Buffer::Copy(
         {reinterpret_cast<const char*>(gradient.data()), gradient.size() * sizeof(float)});
-    return partition_->TakePush(header, part, Buffer(), std::move(buffer));
+    return partition_->TakePush(header, part, Buffer(), std::move(buffer)).status();
   }
 
   std::vector<float> Weights() {

@@ -12,6 +12,11 @@ namespace parley {
 class ServerProbe {
  public:
   virtual ~ServerProbe() = default;
+  // Before each of the following: how many operations the partition has done (HostedPartition::
+  // last_index); OnApply and OnUpdateWithoutTick speak of the last of them.
+  virtual void OnIndex(uint32_t table, uint32_t partition, uint64_t index) {
+    static_cast<void>(table), static_cast<void>(partition), static_cast<void>(index);
+  }
   // The gradients of `workers` for `tick` went into the weights, which are at `version` now.
   virtual void OnApply(uint32_t table, uint32_t partition, uint64_t tick,
                        const std::vector<uint32_t>& workers, uint64_t version) = 0;

@@ -1,6 +1,5 @@
 #include "ps/server/overwritten_values.h"
 
-#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -24,12 +23,9 @@ void OverwrittenValues::BeforeStep(uint64_t tick, absl::Span<const GradientView>
     for (const GradientView& gradient : gradients) n += gradient.keys.size();
     if (n > 0) {
       keys = pool_->Allocate(n * sizeof(uint64_t));
-      std::byte* to = keys.mutable_data();
+      uint64_t* to = reinterpret_cast<uint64_t*>(keys.mutable_data());
       for (const GradientView& gradient : gradients) {
-        for (size_t i = 0; i < gradient.keys.size(); ++i, to += sizeof(uint64_t)) {
-          const uint64_t key = gradient.keys[i];
-          std::memcpy(to, &key, sizeof(key));
-        }
+        for (size_t i = 0; i < gradient.keys.size(); ++i) *to++ = gradient.keys[i];
       }
       NoteCopied(keys.size());
       old = values->Read(KeyList(keys));
@@ -54,7 +50,7 @@ Buffer OverwrittenValues::Read(KeyList keys, TablePartition* now) const {
   for (size_t i = 0; i < keys.size(); ++i) {
     const auto found = place_.find(keys[i]);
     if (found == place_.end()) continue;
-    std::memcpy(answer.mutable_data() + i * row_bytes, values_.data() + found->second * row_bytes,
+    CopyPayload(answer.mutable_data() + i * row_bytes, values_.data() + found->second * row_bytes,
                 row_bytes);
   }
   return answer;

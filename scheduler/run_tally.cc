@@ -89,6 +89,7 @@ uint64_t RunTally::finished_steps() const {
 void RunTally::BeginGeneration(uint64_t generation, uint64_t step) {
   generation_ = generation;
   first_step_ = step;
+  skipped_ = false;
   std::erase_if(epochs_, [step](const EpochMetrics& epoch) { return epoch.step > step; });
   reports_.clear();
   finished_.clear();
@@ -132,6 +133,7 @@ pb::TallyState RunTally::Save(std::optional<uint64_t> before_step) const {
   state.set_failovers(failovers_);
   state.set_workers_replaced(workers_replaced_);
   state.set_checkpoints(checkpoints_);
+  state.set_skipped(skipped_);
   return state;
 }
 
@@ -161,6 +163,7 @@ void RunTally::Load(const pb::TallyState& state) {
   failovers_ = state.failovers();
   workers_replaced_ = state.workers_replaced();
   checkpoints_ = state.checkpoints();
+  skipped_ = state.skipped();
 }
 
 void RunTally::AddCounts(NodeId server, const pb::ServerCounts& counts) {
@@ -320,8 +323,7 @@ void RunTally::CheckSamples(RunSummary* summary) const {
   const pb::Consistency& consistency = experiment_.consistency();
   if (!all_finished() || tables_.train_samples() == 0 ||
       experiment_.data().sharding() != pb::Data::GLOBAL_BATCH ||
-      consistency.mode() != pb::Consistency::BSP || consistency.backup_workers() > 0 ||
-      (experiment_.cluster().worker_loss() == pb::Cluster::SKIP && workers_replaced_ > 0)) {
+      consistency.mode() != pb::Consistency::BSP || consistency.backup_workers() > 0 || skipped_) {
     return;
   }
   double applied = 0;

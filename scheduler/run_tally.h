@@ -48,7 +48,11 @@ class RunTally {
   // What happened, for the summary.
   void CountRestart() { ++restarts_; }
   void CountFailover() { ++failovers_; }
-  void CountReplaced() { ++workers_replaced_; }
+  // `exact`: the steps that its predecessor had begun are computed again.
+  void CountReplaced(bool exact) {
+    ++workers_replaced_;
+    skipped_ |= !exact;
+  }
   void CountCheckpoint() { ++checkpoints_; }
   uint32_t restarts() const { return restarts_; }
 
@@ -80,6 +84,7 @@ class RunTally {
   const pb::Experiment experiment_;
   const uint32_t workers_;
   uint64_t generation_ = 0, first_step_ = 0;
+  bool skipped_ = false;  // samples were left out, as configured
   uint32_t restarts_ = 0, failovers_ = 0, workers_replaced_ = 0, checkpoints_ = 0;
   pb::Register tables_;
   std::map<uint32_t, std::map<uint32_t, pb::Report>> reports_;  // epoch -> rank; not in epochs_

@@ -14,6 +14,8 @@ namespace {
 constexpr absl::Duration kStopDeadline = absl::Seconds(3);
 // Between the last answer and the end of this node, so that it gets out.
 constexpr absl::Duration kLinger = absl::Milliseconds(200);
+// For the last state to be saved.
+constexpr absl::Duration kSaveDeadline = absl::Seconds(5);
 // Requests of command line tools that are remembered, so that each is answered as often as it is
 // asked and done once.
 constexpr size_t kMaxControls = 64;
@@ -188,8 +190,16 @@ void SchedulerNode::Impl::Finish() {
   }
   observer_->OnFinish(summary);
   ended_ = true;
-  if (options_.store != nullptr) journal_.Save([] {});
-  end_timer_ = env_->After(kLinger, [this] { done_(result_); });
+  // That nothing is left to do is to be known to the next scheduler; but not at any price.
+  end_timer_ = env_->After(kSaveDeadline, [this] { End(); });
+  journal_.Save([this] {
+    env_->Cancel(end_timer_);
+    end_timer_ = env_->After(kLinger, [this] { End(); });
+  });
+}
+
+void SchedulerNode::Impl::End() {
+  if (done_) std::exchange(done_, nullptr)(result_);
 }
 
 // The job is another scheduler's: nobody is told to stop.
@@ -202,7 +212,7 @@ void SchedulerNode::Impl::OnDeposed(const absl::Status& status) {
   env_->Cancel(watch_timer_);
   env_->Cancel(progress_timer_);
   Event(absl::StrCat("this scheduler leads the job no more: ", status.message()));
-  end_timer_ = env_->After(kLinger, [this] { done_(result_); });
+  end_timer_ = env_->After(kLinger, [this] { End(); });
 }
 
 void SchedulerNode::Impl::OnControl(NodeId from, const Frame& request) {

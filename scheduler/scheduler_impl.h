@@ -125,6 +125,7 @@ class SchedulerNode::Impl {
   void StopAll(const absl::Status& status);
   void TellStop();
   void Finish();
+  void End();
   void OnDeposed(const absl::Status& status);
   void OnControl(NodeId from, const Frame& request);
   using ControlKey = std::pair<NodeId, uint64_t>;  // who asks, and its request id

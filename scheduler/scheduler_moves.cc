@@ -228,7 +228,11 @@ void SchedulerNode::Impl::Apply(const Plan& plan) {
                                           to != nullptr ? to->Describe(false) : "another node"));
     rank_beats_.erase(rank);
   }
-  for (size_t i = 0; i < replaced.size(); ++i) tally_.CountReplaced();
+  const bool exact = cluster().worker_loss() == pb::Cluster::REPLACE && Exact();
+  for (size_t i = 0; i < replaced.size(); ++i) tally_.CountReplaced(exact);
+  if (!replaced.empty() && !exact) {
+    round_news_.push_back("what those had begun is left out: they go on with the next step");
+  }
   if (plan.taken_over > 0 || plan.moved > 0) checkpoints_.Pause();
   if (phase_ == Phase::kCounting) {
     ++counting_;  // asked again when partitions are in place
@@ -237,7 +241,8 @@ void SchedulerNode::Impl::Apply(const Plan& plan) {
   assignment_ = plan.next;
   unsettled_ = unsettled_ || !plan.settled;
   UpdateSpares();
-  RunRound(false);
+  // A generation that was broken off while it began still begins.
+  RunRound(round_open_ && generation_round_);
 }
 
 // Saves, then tells.

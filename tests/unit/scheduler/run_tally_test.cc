@@ -122,5 +122,104 @@ TEST(RunTally, ProgressIsTheSlowestWorkers) {
   EXPECT_DOUBLE_EQ(tally.Progress({&fast, &slow}, 45, absl::Seconds(3)).samples_per_second, 20.0);
 }
 
+pb::Finished Done(uint32_t rank, uint64_t pushes, uint64_t generation) {
+  pb::Finished finished;
+  finished.set_rank(rank);
+  finished.set_steps(6);
+  finished.set_pushes_acked(pushes);
+  finished.set_generation(generation);
+  return finished;
+}
+
+TEST(RunTally, PushesAreComparedByWorkerWhereServersCountThem) {
+  RunTally tally(TwoWorkers());
+  tally.BeginGeneration(1, 0);
+  tally.AddFinished(9, Done(0, 5, 1));
+  tally.AddFinished(9, Done(1, 2, 1));  // its predecessor had pushed 3 more
+  pb::ServerCounts counts;
+  counts.set_pushes_accepted(10);
+  counts.set_pushes_applied(9);
+  counts.set_pushes_dropped(1);
+  counts.add_acknowledged(5);
+  counts.add_acknowledged(2);
+  tally.AddCounts(NodeId{1}, counts);
+  EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok);
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).pushes_acknowledged, 10u);
+  counts.set_acknowledged(1, 1);  // one that it saw acknowledged is not there
+  tally.AddCounts(NodeId{1}, counts);
+  EXPECT_FALSE(tally.Summary(absl::Seconds(1)).ok);
+  counts.set_acknowledged(1, 2);
+  counts.set_pushes_applied(8);
+  tally.AddCounts(NodeId{1}, counts);
+  EXPECT_FALSE(tally.Summary(absl::Seconds(1)).ok);
+}
+
+TEST(RunTally, EachSampleIsInEachPartitionOnce) {
+  RunTally tally(TwoWorkers());  // 3 epochs of batches of 10
+  pb::Register tables;
+  tables.set_train_samples(15);  // 2 steps an epoch
+  tally.SetTables(tables);
+  tally.BeginGeneration(2, 3);  // from a checkpoint in the middle of the second epoch
+  tally.AddFinished(0, Done(0, 0, 2));
+  tally.AddFinished(1, Done(1, 0, 2));
+  pb::ServerCounts counts;
+  counts.set_partitions(4);
+  counts.set_samples(4 * (5 + 15));
+  tally.AddCounts(NodeId{1}, counts);
+  EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok) << tally.Summary(absl::Seconds(1)).reason;
+  counts.set_samples(4 * (5 + 15) - 1);
+  tally.AddCounts(NodeId{1}, counts);
+  EXPECT_NE(tally.Summary(absl::Seconds(1)).reason.find("steps 3 to 6 have 20"), std::string::npos);
+  tally.CountReplaced(/*exact=*/false);  // and so left some out
+  EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok);
+}
+
+TEST(RunTally, WhatFollowsACheckpointIsForgottenByARollBack) {
+  RunTally tally(TwoWorkers());
+  tally.BeginGeneration(1, 0);
+  pb::Report report = MakeReport(0, 10, 10, 5);
+  report.set_generation(1);
+  for (uint32_t rank : {0, 1}) {
+    report.set_rank(rank);
+    tally.AddReport(0, report);
+  }
+  report.set_data_epoch(1);
+  report.set_tick(14);
+  for (uint32_t rank : {0, 1}) {
+    report.set_rank(rank);
+    tally.AddReport(0, report);
+  }
+  tally.AddFinished(0, Done(0, 1, 1));
+  EXPECT_EQ(tally.Save(7).epoch_size(), 1);
+  RunTally resumed(TwoWorkers());
+  resumed.Load(tally.Save());
+  EXPECT_EQ(resumed.Save().SerializeAsString(), tally.Save().SerializeAsString());
+  tally.BeginGeneration(2, 9);
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).epochs.size(), 1u);
+  EXPECT_TRUE(tally.finished_ranks().empty());
+  tally.AddFinished(0, Done(0, 1, 1));  // of the generation before
+  EXPECT_TRUE(tally.finished_ranks().empty());
+  report.set_generation(2);
+  report.set_rank(0);
+  EXPECT_FALSE(tally.AddReport(0, report).has_value());
+  report.set_rank(1);
+  EXPECT_TRUE(tally.AddReport(0, report).has_value());
+}
+
+TEST(RunTally, AnEpochThatSomebodyDiedBeforeReportingIsToldWithWhatThereIs) {
+  RunTally tally(TwoWorkers());
+  pb::Report report = MakeReport(0, 10, 10, 5);
+  tally.AddReport(0, report);
+  report.set_data_epoch(1);
+  tally.AddReport(0, report);
+  EXPECT_TRUE(tally.TakeIncomplete().empty());
+  EXPECT_TRUE(tally.AddReport(1, report).has_value());
+  const std::vector<EpochMetrics> taken = tally.TakeIncomplete();
+  ASSERT_EQ(taken.size(), 1u);
+  EXPECT_EQ(taken[0].epoch, 0u);
+  EXPECT_EQ(taken[0].train_samples, 10u);
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).epochs[0].epoch, 0u);
+}
+
 }  // namespace
 }  // namespace parley

@@ -1,0 +1,139 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "ps/checkpoint/checkpoint_files.h"
+#include "ps/net/admission.h"
+#include "scheduler/scheduler_node.h"
+#include "tests/unit/scheduler/scheduler_testing.h"
+
+namespace parley {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+class SchedulerCheckpointTest : public SchedulerNodeTest {
+ protected:
+  // Servers write a file for the partitions that are theirs.
+  void ServeCheckpoints() {
+    for (auto& node : nodes_) {
+      node->on_checkpoint = [this, node = node.get()](NodeId from, const Frame& frame) {
+        pb::CheckpointRequest request;
+        EXPECT_TRUE(request.ParseFromString(frame.header.body()));
+        requests_.push_back(request);
+        if (request.step() < too_late_) {
+          return node->rpc->ReplyError(from, frame.header, absl::OutOfRangeError("too late"));
+        }
+        std::vector<PartitionRecord> records;
+        const std::vector<uint64_t> owners = Owners(node->Last());
+        for (uint32_t p = 0; p < owners.size(); ++p) {
+          if (owners[p] != Value(node->node)) continue;
+          PartitionRecord& record = records.emplace_back();
+          record.table_name = "model";
+          record.partition = p;
+        }
+        absl::StatusOr<pb::CheckpointFile> file =
+            WriteCheckpointFile(&files_, request.directory(),
+                                absl::StrCat("s", Value(node->node), ".safetensors"), records, {});
+        ASSERT_TRUE(file.ok()) << file.status();
+        Frame answer;
+        answer.header.set_body(file->SerializeAsString());
+        node->rpc->Reply(from, frame.header, std::move(answer));
+      };
+    }
+  }
+  std::vector<pb::CheckpointRequest> requests_;
+  uint64_t too_late_ = 0;
+};
+
+TEST_F(SchedulerCheckpointTest, WrittenOnRequestAndGoneBackTo) {
+  root_ = "/checkpoints";
+  StartJob();
+  ServeCheckpoints();
+  nodes_[2]->tick = nodes_[3]->tick = 4;
+  too_late_ = 8;  // the first attempt, of step 6, comes too late
+  Run(absl::Milliseconds(300));
+  pb::Control control;
+  control.set_checkpoint(true);
+  Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);
+  tool.rpc->SetIdentity(JobId("job"), 0, 0);
+  std::optional<pb::ControlAnswer> answer;
+  tool.Ask(pb::CONTROL, control.SerializeAsString(), [&](absl::StatusOr<Frame> frame) {
+    ASSERT_TRUE(frame.ok()) << frame.status();
+    answer.emplace();
+    EXPECT_TRUE(answer->ParseFromString(frame->header.body()));
+  });
+  Run(absl::Seconds(1));
+  ASSERT_TRUE(answer.has_value()) << Events();
+  EXPECT_EQ(answer->text(), "checkpoint of step 8 written in /checkpoints");
+  EXPECT_TRUE(VerifyCheckpoint(&files_, CheckpointDirectory(root_, 8), {}).ok());
+  const absl::StatusOr<pb::CheckpointManifest> manifest =
+      ReadManifest(&files_, CheckpointDirectory(root_, 8));
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  EXPECT_EQ(manifest->workers(), 2u);
+  EXPECT_EQ(manifest->file_size(), 2);
+
+  Kill(1);
+  Run(absl::Seconds(3));
+  const pb::Assignment& last = nodes_[2]->Last();
+  EXPECT_EQ(last.generation(), 2u);
+  EXPECT_EQ(last.restore().step(), 8u);
+  EXPECT_EQ(last.restore().directory(), CheckpointDirectory(root_, 8));
+  EXPECT_THAT(Events(), HasSubstr("all begin again from the checkpoint of step 8 with 1 servers"));
+}
+
+TEST_F(SchedulerCheckpointTest, BySteps) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_every_steps(3);
+  experiment_.mutable_checkpoints()->set_keep(2);
+  StartJob();
+  ServeCheckpoints();
+  Run(absl::Seconds(3));
+  std::vector<uint64_t> steps;
+  for (const pb::CheckpointRequest& request : requests_) {
+    if (steps.empty() || steps.back() != request.step()) steps.push_back(request.step());
+  }
+  EXPECT_THAT(steps, ElementsAre(3, 6, 9));  // of 10 steps in all
+  EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(6, 9));
+}
+
+TEST_F(SchedulerCheckpointTest, AResumedJobBeginsFromItAndSaysWhatDiffers) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  ServeCheckpoints();
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_TRUE(end_->ok()) << *end_;
+  EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(10));
+  EXPECT_EQ(keeper_.summary->checkpoints, 1u);
+
+  nodes_.clear();
+  end_.reset();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  restore_ = root_;
+  StartJob();
+  EXPECT_EQ(nodes_[0]->Last().restore().step(), 10u);
+
+  nodes_.clear();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  experiment_.mutable_cluster()->set_workers(1);
+  StartScheduler();
+  for (pb::Role role : {pb::SERVER, pb::SERVER, pb::WORKER}) Add(role);
+  Run(absl::Seconds(5));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(std::string(end_->message()), HasSubstr("it is of 2 workers, cluster.workers is 1"));
+}
+
+}  // namespace
+}  // namespace parley

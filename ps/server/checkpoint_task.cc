@@ -75,27 +75,18 @@ void CheckpointTask::OnApplied() {
 
 void CheckpointTask::SaveNext() {
   timer_ = kNoTimer;
-  if (status_.ok()) {
-    for (Item& item : items_) {
-      if (!IsReady(item)) continue;
-      Save(item);
-      break;
-    }
-  }
   if (!status_.ok()) return Finish(status_);
-  if (unsaved_ == 0) return Write();
-  for (const Item& item : items_) {
-    if (!IsReady(item)) continue;
-    timer_ = env_->After(absl::ZeroDuration(), [this] { SaveNext(); });
-    return;
+  for (Item& item : items_) {
+    if (IsReady(item)) return Save(item);  // which comes back here
   }
+  if (unsaved_ == 0) Write();
 }
 
 // Throws nothing: the hook of BeforeStep runs in the middle of an update.
 void CheckpointTask::Save(Item& item) {
   item.saved = true;
   --unsaved_;
-  // Whoever saved it last comes back to write, or to say why not.
+  // For the next one, to write, or to say why not.
   if (timer_ == kNoTimer) timer_ = env_->After(absl::ZeroDuration(), [this] { SaveNext(); });
   if (!status_.ok()) return;
   HostedTable& table = *item.table;

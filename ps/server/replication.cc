@@ -131,11 +131,12 @@ void Replication::NextTurn() {
 }
 
 void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task done) {
-  const absl::string_view text = news.text();
-  hooks_.log(absl::StrFormat("table %d, partition %d: the copy at node %s %s%s%s", news.table(),
-                             news.partition(), ToString(NodeId{news.node()}),
-                             news.what() == pb::BackupNews::SYNCED ? "is complete" : "has diverged",
-                             text.empty() ? "" : ": ", text));
+  // Of copies that are complete there may be thousands at a time; the scheduler says so in sum.
+  if (news.what() == pb::BackupNews::DIVERGED) {
+    hooks_.log(absl::StrFormat("table %d, partition %d: the copy at node %s is brought up anew: %s",
+                               news.table(), news.partition(), ToString(NodeId{news.node()}),
+                               news.text()));
+  }
   hooks_.tell(news, [this, news, alive = std::move(alive),
                      done = std::move(done)](absl::StatusOr<Frame> answer) mutable {
     if (alive.expired()) return;

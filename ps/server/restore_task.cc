@@ -53,7 +53,10 @@ RestoreTask::RestoreTask(Env* env, FileSystem* files, BufferPool* pool, const pb
   reading_->files = files;
   reading_->pool = pool;
   reading_->directory = restore.directory();
-  if (!items_.empty()) return Next();
+  if (!items_.empty()) {
+    Next();
+    return;
+  }
   env_->Post([this, alive = std::weak_ptr(reading_)] {
     if (!alive.expired()) std::exchange(done_, nullptr)(absl::OkStatus());
   });
@@ -74,7 +77,7 @@ void RestoreTask::Next() {
 
 void RestoreTask::OnRead() {
   HostedPartition* partition = items_[next_].second;
-  absl::Status status = std::move(reading_->status);
+  absl::Status status = std::exchange(reading_->status, absl::OkStatus());
   if (status.ok()) {
     try {
       status = partition->LoadCheckpoint(std::move(reading_->saved.states), step_);

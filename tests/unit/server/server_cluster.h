@@ -127,7 +127,7 @@ class ServerCluster {
     Frame assign;
     assign.header.set_kind(pb::ASSIGN);
     assign.header.set_body(assignment.SerializeAsString());
-    absl::StatusOr<Frame> answer = Ask(*scheduler, server, std::move(assign));
+    absl::StatusOr<Frame> answer = Ask(*scheduler, server, std::move(assign), absl::Seconds(60));
     if (!answer.ok()) return answer.status();
     pb::Assigned assigned;
     EXPECT_TRUE(assigned.ParseFromString(answer->header.body()));

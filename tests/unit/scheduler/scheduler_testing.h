@@ -81,7 +81,8 @@ struct Node {
     Frame frame;
     frame.header.set_kind(kind);
     frame.header.set_body(std::move(body));
-    rpc->Call(kSchedulerNode, std::move(frame), {.deadline = absl::Minutes(5)}, std::move(then));
+    rpc->Call(kSchedulerNode, std::move(frame), {.deadline = absl::Minutes(5), .what = "a request"},
+              std::move(then));
   }
   void Join() {
     pb::Hello hello;

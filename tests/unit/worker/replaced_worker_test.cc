@@ -269,6 +269,9 @@ TEST(ReplacedWorkerTest, WhatIsSkippedIsPushedEmptyAndNotRead) {
   for (uint64_t skip_below : {3, 4, 6, 12, 20}) {
     SCOPED_TRACE(skip_below);
     Cluster cluster(experiment);
+    // What is skipped leaves all at once, and the scripted servers want it in order.
+    cluster.network_.SetOptions(
+        {.min_delay = absl::Milliseconds(1), .max_delay = absl::Milliseconds(1)});
     cluster.StartAll();
     // The others stand still at its first step.
     cluster.network_.Isolate(NodeId{201});

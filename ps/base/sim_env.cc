@@ -63,9 +63,13 @@ bool SimWorld::RunUntil(const std::function<bool()>& pred, absl::Duration virtua
 
 // Tasks live here, not in the world's queue: a cancelled one, and what it holds, is gone at once.
 struct SimEnv::State {
+  struct Pending {
+    absl::Duration due;  // by the node's clock
+    Task task;
+  };
   bool alive = true;
   uint64_t next_timer = 1;
-  std::map<uint64_t, Task> tasks;
+  std::map<uint64_t, Pending> tasks;
 };
 
 SimEnv::SimEnv(SimWorld* world, std::string name)
@@ -77,27 +81,43 @@ SimEnv::SimEnv(SimWorld* world, std::string name)
 
 SimEnv::~SimEnv() { Kill(); }
 
-absl::Duration SimEnv::Now() const { return world_->Now() - start_; }
+absl::Duration SimEnv::Now() const { return world_->Now() - start_ + ahead_; }
+
+// A task may have several events in the world's queue, of which the first that finds it runs it.
+void SimEnv::Schedule(absl::Duration delay, uint64_t id) {
+  world_->Schedule(delay, [this, state = state_, id] {
+    auto found = state->tasks.find(id);
+    if (found == state->tasks.end()) return;  // cancelled, or the node is dead
+    if (stalled_until_ > world_->Now()) return Schedule(stalled_until_ - world_->Now(), id);
+    Task run = std::move(found->second.task);
+    state->tasks.erase(found);
+    run();
+  });
+}
 
 TimerId SimEnv::After(absl::Duration delay, Task task) {
   if (!state_->alive) return kNoTimer;
   const uint64_t id = state_->next_timer++;
-  state_->tasks.emplace(id, std::move(task));
-  if (delay == absl::InfiniteDuration()) return TimerId{id};
-  world_->Schedule(delay, [state = state_, id] {
-    auto found = state->tasks.find(id);
-    if (found == state->tasks.end()) return;  // cancelled, or the node is dead
-    Task run = std::move(found->second);
-    state->tasks.erase(found);
-    run();
-  });
+  state_->tasks.emplace(id, State::Pending{Now() + delay, std::move(task)});
+  if (delay != absl::InfiniteDuration()) Schedule(delay, id);
   return TimerId{id};
+}
+
+void SimEnv::Stall(absl::Duration length) {
+  stalled_until_ = std::max(stalled_until_, world_->Now() + length);
+}
+
+void SimEnv::JumpAhead(absl::Duration gap) {
+  ahead_ += gap;
+  for (const auto& [id, pending] : state_->tasks) {
+    if (pending.due != absl::InfiniteDuration()) Schedule(pending.due - Now(), id);
+  }
 }
 
 void SimEnv::Cancel(TimerId id) {
   auto found = state_->tasks.find(static_cast<uint64_t>(id));
   if (found == state_->tasks.end()) return;
-  Task dropped = std::move(found->second);  // destroyed last: its captures may cancel others
+  Task dropped = std::move(found->second.task);  // destroyed last: its captures may cancel others
   state_->tasks.erase(found);
 }
 
@@ -116,7 +136,7 @@ void SimEnv::SetOffloadDelay(absl::Duration min, absl::Duration max) {
 
 void SimEnv::Kill() {
   state_->alive = false;
-  std::map<uint64_t, Task> dropped;
+  std::map<uint64_t, State::Pending> dropped;
   dropped.swap(state_->tasks);
 }
 

@@ -82,6 +82,14 @@ class SimEnv : public Env {
   void Offload(Task work, Task done) override;
   uint64_t Random() override;
 
+  // The node stands still for so long (SIGSTOP, a long pause of its machine): what falls due
+  // meanwhile runs right after, and its clock shows the gap. Twice at once: the later end counts.
+  void Stall(absl::Duration length);
+  // The virtual time until which it stands still; in the past: it does not.
+  absl::Duration stalled_until() const { return stalled_until_; }
+  // The node's clock, and it alone, is `gap` ahead from now on, so its timers end sooner.
+  void JumpAhead(absl::Duration gap);
+
   // Bounds of Offload's delay from now on; [0.1 ms, 1 ms] at first. A slow machine has large ones.
   void SetOffloadDelay(absl::Duration min, absl::Duration max);
 
@@ -95,11 +103,15 @@ class SimEnv : public Env {
  private:
   struct State;
 
+  void Schedule(absl::Duration delay, uint64_t id);
+
   SimWorld* const world_;
   const std::string name_;
   const absl::Duration start_;
   const uint64_t stream_;
   uint64_t draws_ = 0;
+  absl::Duration ahead_ = absl::ZeroDuration();  // of the world's clock, by JumpAhead
+  absl::Duration stalled_until_ = -absl::InfiniteDuration();
   absl::Duration offload_min_ = absl::Microseconds(100);
   absl::Duration offload_max_ = absl::Milliseconds(1);
   std::shared_ptr<State> state_;  // shared with this Env's events, which may outlive it

@@ -14,6 +14,7 @@ namespace parley {
 namespace {
 
 constexpr absl::string_view kScheme = "sim://";
+constexpr double kHintLost = 0.2;  // TellGone
 
 // A copy that starts `skew` bytes past an aligned address, since received bytes may be anywhere.
 Buffer CopyOf(const Buffer& bytes, size_t skew) {
@@ -72,6 +73,7 @@ class SimNetwork::SimTransport : public Transport {
     }
     frame.header.set_sender(Value(self_));
     frame.header.set_protocol(kProtocolVersion);
+    if (network_->send_tap_) network_->send_tap_(self_, to, frame);
     flight.from = self_;
     flight.to = to;
     flight.header = EncodeHeader(frame.header);
@@ -83,7 +85,22 @@ class SimNetwork::SimTransport : public Transport {
   }
 
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
+  void SetPeerGone(PeerGone gone) override { gone_ = std::move(gone); }
   TransportCounters counters() const override { return counters_; }
+
+  SimEnv* env() const { return env_; }
+  // By Connect.
+  bool Knows(const std::string& endpoint, NodeId* peer) const {
+    for (const auto& [node, at] : peers_) {
+      if (at != endpoint) continue;
+      *peer = node;
+      return true;
+    }
+    return false;
+  }
+  void Gone(NodeId peer) {
+    if (gone_) gone_(peer);
+  }
 
   bool alive() const { return env_->alive(); }
 
@@ -112,6 +129,7 @@ class SimNetwork::SimTransport : public Transport {
   std::map<NodeId, std::string> peers_;
   std::set<NodeId> heard_;
   Receiver receiver_;
+  PeerGone gone_;
   TransportCounters counters_;
 };
 
@@ -127,12 +145,13 @@ void SimNetwork::Cut(NodeId a, NodeId b) { cuts_.insert({std::min(a, b), std::ma
 
 void SimNetwork::Heal() {
   cuts_.clear();
+  one_way_.clear();
   isolated_.clear();
 }
 
-bool SimNetwork::IsCut(NodeId a, NodeId b) const {
-  return isolated_.count(a) > 0 || isolated_.count(b) > 0 ||
-         cuts_.count({std::min(a, b), std::max(a, b)}) > 0;
+bool SimNetwork::IsCut(NodeId from, NodeId to) const {
+  return isolated_.count(from) > 0 || isolated_.count(to) > 0 || one_way_.count({from, to}) > 0 ||
+         cuts_.count({std::min(from, to), std::max(from, to)}) > 0;
 }
 
 double SimNetwork::Slowness(NodeId node) const {
@@ -157,7 +176,7 @@ void SimNetwork::Launch(InFlight frame) {
     }
     const absl::Duration delay =
         world_->RandomDuration(options_.min_delay, options_.max_delay) * slow;
-    world_->Schedule(delay, [this, shared] { Deliver(*shared); });
+    world_->Schedule(delay, [this, shared] { Deliver(shared); });
   }
 }
 
@@ -170,15 +189,42 @@ SimNetwork::SimTransport* SimNetwork::Find(const InFlight& frame) const {
   return named == by_endpoint_.end() ? nullptr : named->second;
 }
 
-void SimNetwork::Deliver(const InFlight& frame) {
-  SimTransport* const receiver = Find(frame);
+void SimNetwork::Deliver(const std::shared_ptr<InFlight>& frame) {
+  SimTransport* const receiver = Find(*frame);
   if (receiver == nullptr || !receiver->alive()) {
     ++counters_.undeliverable;
-  } else if (IsCut(frame.from, receiver->self())) {
+  } else if (IsCut(frame->from, receiver->self())) {
     ++counters_.cut;
+  } else if (receiver->env()->stalled_until() > world_->Now()) {
+    world_->Schedule(receiver->env()->stalled_until() - world_->Now(),
+                     [this, frame] { Deliver(frame); });
   } else {
-    receiver->Receive(frame, counters_.delivered++ % 8, tap_);
+    receiver->Receive(*frame, counters_.delivered++ % 8, tap_);
   }
+}
+
+void SimNetwork::TellGone(NodeId dead) {
+  auto found = by_node_.find(dead);
+  if (found == by_node_.end()) return;
+  const SimTransport* gone = found->second;
+  for (const auto& [node, transport] : by_node_) {
+    if (node == dead) continue;
+    NodeId peer = kNoNode;
+    const bool connected = !gone->endpoint().empty() && transport->Knows(gone->endpoint(), &peer);
+    NodeId unused;
+    if (!connected &&
+        (transport->endpoint().empty() || !gone->Knows(transport->endpoint(), &unused))) {
+      continue;
+    }
+    if (world_->RandomUnit() < kHintLost) continue;
+    world_->Schedule(world_->RandomDuration(options_.min_delay, options_.max_delay),
+                     [this, observer = node, peer] { Gone(observer, peer); });
+  }
+}
+
+void SimNetwork::Gone(NodeId observer, NodeId peer) {
+  auto found = by_node_.find(observer);
+  if (found != by_node_.end() && found->second->alive()) found->second->Gone(peer);
 }
 
 }  // namespace parley

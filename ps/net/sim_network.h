@@ -58,17 +58,27 @@ class SimNetwork {
   // No frame passes between the two, or between the node and anybody; those under way are lost.
   void Cut(NodeId a, NodeId b);
   void Isolate(NodeId node) { isolated_.insert(node); }
+  // Frames of `from` do not reach `to`; the other way all is well.
+  void CutOneWay(NodeId from, NodeId to) { one_way_.insert({from, to}); }
   // Undoes all cuts and isolations. Loss, duplication and slowness stay.
   void Heal();
   // Frames to and from `node` take `factor` times as long; 1 is normal.
   void SetSlow(NodeId node, double factor) { slow_[node] = factor; }
 
+  // After SimEnv::Kill of a node that listened, or was heard from: those that connected to it, and
+  // those it had connected to (which cannot tell who it was), hear from their transports that a
+  // connection broke - or, by chance, some do not.
+  void TellGone(NodeId dead);
+
   // Called with every frame at its delivery, just before the receiver: for checkers.
   void SetTap(Tap tap) { tap_ = std::move(tap); }
+  // The same when it is sent, whether or not it will arrive.
+  void SetSendTap(Tap tap) { send_tap_ = std::move(tap); }
 
   // `endpoint` is "sim://name", or empty for a node that does not listen. Frames sent to an
   // endpoint go to the transport that has it when they arrive; of several the newest. A peer heard
-  // from can be answered without Connect, as long as its transport lives. Destroying the transport
+  // from can be answered without Connect, as long as its transport lives. A node that stands still
+  // (SimEnv::Stall) receives what comes meanwhile afterwards. Destroying the transport
   // takes it off the network; killing `env` silences it.
   std::unique_ptr<Transport> CreateTransport(SimEnv* env, NodeId self, std::string endpoint);
 
@@ -84,17 +94,18 @@ class SimNetwork {
   };
 
   void Launch(InFlight frame);
-  void Deliver(const InFlight& frame);
-  bool IsCut(NodeId a, NodeId b) const;
+  void Deliver(const std::shared_ptr<InFlight>& frame);
+  void Gone(NodeId observer, NodeId peer);
+  bool IsCut(NodeId from, NodeId to) const;
   double Slowness(NodeId node) const;
   SimTransport* Find(const InFlight& frame) const;
 
   SimWorld* const world_;
   Options options_;
-  Tap tap_;
+  Tap tap_, send_tap_;
   SimNetworkCounters counters_;
   // Ordered containers throughout: nothing may depend on a hash's seed.
-  std::set<std::pair<NodeId, NodeId>> cuts_;
+  std::set<std::pair<NodeId, NodeId>> cuts_, one_way_;  // one_way_: from, to
   std::set<NodeId> isolated_;
   std::map<NodeId, double> slow_;
   std::map<NodeId, SimTransport*> by_node_;

@@ -6,22 +6,20 @@
 #include <cstdlib>
 #include <memory>
 #include <optional>
+#include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "ps/base/dense_layout.h"
 #include "ps/base/sim_env.h"
 #include "ps/config/experiment.h"
-#include "ps/server/server_node.h"
-#include "scheduler/scheduler_node.h"
+#include "ps/net/rpc.h"
 #include "tests/sim/checkers.h"
-#include "tests/sim/update_worker.h"
-#include "worker/worker_node.h"
+#include "tests/sim/sim_processes.h"
 #include "worker/workload.h"
 
 namespace parley {
 namespace {
 
-constexpr char kScheduler[] = "sim://scheduler";
+constexpr char kSchedulerEndpoint[] = "sim://scheduler";
 
 class SummaryKeeper : public RunObserver {
  public:
@@ -42,18 +40,6 @@ class SummaryKeeper : public RunObserver {
   RunSummary summary_;
 };
 
-struct SimNode {
-  std::string name;
-  NodeId id = kNoNode;
-  std::unique_ptr<SimEnv> env;
-  std::unique_ptr<Transport> transport;
-  std::unique_ptr<ServerNode> server;
-  std::unique_ptr<WorkerNode> worker;
-  std::unique_ptr<UpdateWorker> updater;
-  std::optional<absl::Status> end;
-  bool killed = false;
-};
-
 class Cluster {
  public:
   explicit Cluster(const SimRun& run)
@@ -61,26 +47,30 @@ class Cluster {
         world_(run.seed),
         network_(&world_, run.faults),
         keeper_(run.verbose),
-        checker_(run.experiment.consistency(), run.experiment.cluster().workers()) {}
+        checker_(run.experiment.consistency(), run.experiment.cluster().workers()),
+        processes_(run, &world_, &network_, &checker_, &keeper_),
+        pending_(run.failures) {}
 
   SimOutcome Run() {
     ExpectTables();
-    StartScheduler();
+    network_.SetTap([this](NodeId from, NodeId to, const Frame& frame) {
+      checker_.OnArrival(from, to, frame);
+    });
+    network_.SetSendTap(
+        [this](NodeId from, NodeId to, const Frame& frame) { checker_.OnSend(from, to, frame); });
+    processes_.StartScheduler();
     const pb::Cluster& cluster = run_.experiment.cluster();
-    for (uint32_t server = 0; server < cluster.servers(); ++server) {
-      for (uint32_t shard = 0; shard < cluster.shards_per_server(); ++shard)
-        AddServer(server, shard);
-    }
-    for (uint32_t worker = 0; worker < cluster.workers(); ++worker) AddWorker(worker);
-    for (size_t i = 0; i < nodes_.size(); ++i) {
+    for (uint32_t server = 0; server < cluster.servers(); ++server) processes_.AddServer(false);
+    for (uint32_t worker = 0; worker < cluster.workers(); ++worker) processes_.AddWorker(false);
+    for (size_t i = 0; i < processes_.nodes(); ++i) {
       const double network = i < run_.slowness.size() ? run_.slowness[i] : 1;
       const double compute = i < run_.compute_slowness.size() ? run_.compute_slowness[i] : network;
-      network_.SetSlow(nodes_[i]->id, network);
-      nodes_[i]->env->SetOffloadDelay(absl::Microseconds(100) * compute,
-                                      absl::Milliseconds(1) * compute);
+      processes_.SetSlowness(i, network, compute);
     }
+    for (uint32_t i = 0; i < run_.spare_servers; ++i) processes_.AddServer(true);
+    for (uint32_t i = 0; i < run_.spare_workers; ++i) processes_.AddWorker(true);
     ScheduleFaults();
-    const bool ended = world_.RunUntil([this] { return AllEnded(); }, run_.limit);
+    const bool ended = world_.RunUntil([this] { return Look(); }, run_.limit);
     return Outcome(ended);
   }
 
@@ -98,83 +88,6 @@ class Cluster {
     }
   }
 
-  void StartScheduler() {
-    scheduler_env_ = std::make_unique<SimEnv>(&world_, "scheduler");
-    scheduler_transport_ =
-        network_.CreateTransport(scheduler_env_.get(), kSchedulerNode, kScheduler);
-    SchedulerNode::Options options;
-    options.job = "sim";
-    options.experiment = run_.experiment;
-    scheduler_ =
-        std::make_unique<SchedulerNode>(scheduler_env_.get(), scheduler_transport_.get(),
-                                        std::move(options), &keeper_, [this](absl::Status status) {
-                                          Say("scheduler", status);
-                                          scheduler_end_ = std::move(status);
-                                        });
-    scheduler_->Start();
-  }
-
-  SimNode* AddNode(const std::string& name, const std::string& endpoint) {
-    auto node = std::make_unique<SimNode>();
-    node->name = name;
-    node->id = NodeId{100 + nodes_.size()};
-    node->env = std::make_unique<SimEnv>(&world_, name);
-    node->transport = network_.CreateTransport(node->env.get(), node->id, endpoint);
-    nodes_.push_back(std::move(node));
-    return nodes_.back().get();
-  }
-
-  auto Done(SimNode* node) {
-    return [this, node](absl::Status status) {
-      Say(node->name, status);
-      node->end = std::move(status);
-    };
-  }
-
-  void AddServer(uint32_t server, uint32_t shard) {
-    const std::string name = absl::StrCat("server-", server, "-", shard);
-    SimNode* node = AddNode(name, "sim://" + name);
-    ServerNode::Options options;
-    options.scheduler = kScheduler;
-    options.node_name = name;
-    options.process = 1000 + server;
-    options.shard = shard;
-    options.probe = &checker_;
-    options.key_cache_bytes = run_.key_cache_bytes;
-    node->server = std::make_unique<ServerNode>(node->env.get(), node->transport.get(),
-                                                std::move(options), Done(node));
-    node->server->Start();
-  }
-
-  void AddWorker(uint32_t worker) {
-    const std::string name = absl::StrCat("worker-", worker);
-    SimNode* node = AddNode(name, "");
-    if (run_.updates > 0) {
-      UpdateWorker::Options updates;
-      updates.scheduler = kScheduler;
-      updates.job = "sim";
-      updates.node_name = name;
-      updates.plan = {run_.seed, run_.experiment.cluster().workers(), run_.updates};
-      updates.max_request_bytes = uint64_t{run_.experiment.cluster().max_request_kib()} << 10;
-      updates.violation = [this](std::string line) { checker_.Violation(std::move(line)); };
-      node->updater = std::make_unique<UpdateWorker>(node->env.get(), node->transport.get(),
-                                                     std::move(updates), Done(node));
-      node->updater->Start();
-      return;
-    }
-    WorkerNode::Options options;
-    options.scheduler = kScheduler;
-    options.node_name = name;
-    if (run_.verbose) {
-      options.log = [name](const std::string& line) {
-        std::printf("%s: %s\n", name.c_str(), line.c_str());
-      };
-    }
-    node->worker = std::make_unique<WorkerNode>(node->env.get(), node->transport.get(),
-                                                std::move(options), Done(node));
-    node->worker->Start();
-  }
-
   void ScheduleFaults() {
     world_.Schedule(run_.faults_until, [this] {
       network_.SetOptions(SimNetwork::Options());
@@ -188,53 +101,149 @@ class Cluster {
       world_.Schedule(start, [this, a, b] { network_.Cut(a, b); });
       world_.Schedule(start + length, [this] { network_.Heal(); });
     }
-    if (run_.kill != -1) world_.Schedule(run_.kill_at, [this] { Kill(run_.kill); });
+    if (run_.kill != -1) {
+      world_.Schedule(run_.kill_at,
+                      [this] { processes_.Crash(run_.kill, absl::InfiniteDuration()); });
+    }
+    std::erase_if(pending_, [this](const SimFault& fault) {
+      if (fault.updates > 0) return false;
+      world_.Schedule(fault.at, [this, fault] { Do(fault); });
+      return true;
+    });
   }
 
   NodeId RandomNode() {
-    const uint64_t index = world_.Random() % (nodes_.size() + 1);
-    return index == nodes_.size() ? kSchedulerNode : nodes_[index]->id;
+    const uint64_t index = world_.Random() % (processes_.nodes() + 1);
+    return index == processes_.nodes() ? kSchedulerNode : NodeId{100 + index};
   }
 
-  void Kill(int index) {
-    if (index == -2) {
-      scheduler_env_->Kill();
-      scheduler_end_ = absl::CancelledError("killed");
-      return;
+  // Between any two events: what is due by then; then whether all is over.
+  bool Look() {
+    if (power_back_.has_value() && processes_.scheduler_disk().halted()) {
+      processes_.CrashScheduler(*std::exchange(power_back_, std::nullopt), /*power_lost=*/true);
     }
-    SimNode& node = *nodes_[index];
-    if (node.end.has_value()) return;
-    node.env->Kill();
-    node.killed = true;
-    node.end = absl::CancelledError("killed");
-  }
-
-  bool AllEnded() const {
-    if (!scheduler_end_.has_value()) return false;
-    for (const auto& node : nodes_) {
-      if (!node->end.has_value()) return false;
+    for (size_t i = 0; i < pending_.size(); ++i) {
+      SimFault& fault = pending_[i];
+      if (checker_.applies() < fault.updates) continue;
+      if (fault.events-- > 0) continue;
+      const SimFault due = fault;
+      pending_.erase(pending_.begin() + static_cast<ptrdiff_t>(i--));
+      Do(due);
     }
-    return true;
+    return processes_.AllEnded();
   }
 
-  void Say(const std::string& name, const absl::Status& status) {
+  void Do(const SimFault& fault) {
+    const bool process = fault.kind <= SimFault::kSlow;
+    const int last = static_cast<int>(processes_.size());
+    if (process && (fault.process >= last || fault.other >= last)) return;
+    if (processes_.scheduler_end().has_value()) return;
+    ++happened_;
     if (run_.verbose) {
-      std::printf("%s ends at %s: %s\n", name.c_str(), absl::FormatDuration(world_.Now()).c_str(),
-                  status.ToString().c_str());
+      std::printf("%s --- %s\n", absl::FormatDuration(world_.Now()).c_str(),
+                  Describe(fault).c_str());
     }
+    if (process) {
+      HitProcess(fault);
+    } else if (fault.kind <= SimFault::kDiskErrors) {
+      HitDisk(fault);
+    } else {
+      Ask(fault);
+    }
+  }
+
+  void HitProcess(const SimFault& fault) {
+    switch (fault.kind) {
+      case SimFault::kCrash:
+        return processes_.Crash(fault.process, fault.length);
+      case SimFault::kStall:
+        for (SimEnv* env : processes_.EnvsOf(fault.process)) env->Stall(fault.length);
+        return;
+      case SimFault::kJump:
+        for (SimEnv* env : processes_.EnvsOf(fault.process)) env->JumpAhead(fault.length);
+        return;
+      case SimFault::kMute:
+        for (NodeId from : processes_.NodesOf(fault.process)) {
+          for (NodeId to : processes_.NodesOf(fault.other)) network_.CutOneWay(from, to);
+        }
+        break;
+      case SimFault::kIsolate:
+        for (NodeId node : processes_.NodesOf(fault.process)) network_.Isolate(node);
+        break;
+      default:
+        for (NodeId node : processes_.NodesOf(fault.process)) {
+          network_.SetSlow(node, 50);
+          world_.Schedule(fault.length, [this, node] { network_.SetSlow(node, 1); });
+        }
+        return;
+    }
+    world_.Schedule(fault.length, [this] { network_.Heal(); });
+  }
+
+  void HitDisk(const SimFault& fault) {
+    SimFileSystem& disk = processes_.disk();
+    SimFileSystem::Faults faults;
+    switch (fault.kind) {
+      case SimFault::kPowerLoss:
+        power_back_ = fault.length;
+        return processes_.scheduler_disk().HaltAfter(fault.count);
+      case SimFault::kDiskLost:
+        disk.HaltAfter(fault.count);
+        world_.Schedule(fault.length, [this] { processes_.disk().Crash(); });
+        return;
+      case SimFault::kDiskLies:
+        faults.lost_sync = 1;
+        break;
+      case SimFault::kDiskFull:
+        faults.capacity_bytes = disk.used_bytes() + fault.count;
+        break;
+      default:
+        faults.write_error = 0.25;
+        faults.read_error = 0.25;
+    }
+    disk.SetFaults(faults);
+    world_.Schedule(fault.length, [this, lies = fault.kind == SimFault::kDiskLies] {
+      processes_.disk().SetFaults({});
+      if (lies) processes_.disk().Crash();
+    });
+  }
+
+  void Ask(const SimFault& fault) {
+    switch (fault.kind) {
+      case SimFault::kJoinServer:
+        processes_.AddServer(/*spare=*/true);
+        return;
+      case SimFault::kJoinWorker:
+        processes_.AddWorker(/*spare=*/true);
+        return;
+      case SimFault::kCheckpoint:
+        if (processes_.scheduler() != nullptr) processes_.scheduler()->RequestCheckpoint();
+        return;
+      default:
+        break;
+    }
+    pb::Control control;
+    control.set_servers(static_cast<uint32_t>(fault.count));
+    Frame frame;
+    frame.header.set_kind(pb::CONTROL);
+    frame.header.set_body(control.SerializeAsString());
+    tools_.push_back(std::make_unique<Tool>(&world_, &network_, tools_.size()));
+    // Refused, or forgotten by a scheduler that dies: a user would see that and ask again.
+    tools_.back()->rpc.Call(kSchedulerNode, std::move(frame),
+                            {.deadline = absl::Minutes(2), .what = "resize"},
+                            [](const absl::StatusOr<Frame>&) {});
   }
 
   SimOutcome Outcome(bool ended) {
     SimOutcome outcome;
     outcome.ended = ended;
-    outcome.scheduler = scheduler_end_.value_or(absl::DeadlineExceededError("still running"));
-    for (const auto& node : nodes_) {
-      outcome.nodes.push_back(node->end.value_or(absl::DeadlineExceededError("still running")));
-    }
+    outcome.scheduler =
+        processes_.scheduler_end().value_or(absl::DeadlineExceededError("still running"));
+    outcome.nodes = processes_.Ends();
     outcome.summary = keeper_.summary();
     if (outcome.scheduler.ok() || absl::IsDataLoss(outcome.scheduler)) {
       checker_.Finish(outcome.summary.pushes_acknowledged, outcome.summary.pushes_applied,
-                      outcome.summary.pushes_dropped);
+                      outcome.summary.pushes_dropped, outcome.summary.workers_replaced > 0);
     }
     outcome.violations = checker_.violations();
     outcome.reads = checker_.reads();
@@ -243,19 +252,36 @@ class Cluster {
     outcome.events = world_.events();
     outcome.network = network_.counters();
     outcome.virtual_time = world_.Now();
+    outcome.restarts = processes_.restarts();
+    outcome.promises = checker_.promises();
+    outcome.generation = checker_.generation();
+    outcome.happened = happened_;
     return outcome;
   }
+
+  // A command line tool.
+  struct Tool {
+    Tool(SimWorld* world, SimNetwork* network, size_t index)
+        : env(world, "tool"),
+          transport(network->CreateTransport(&env, NodeId{50000 + index}, "")),
+          rpc(&env, transport.get()) {
+      transport->Connect(kSchedulerNode, kSchedulerEndpoint).IgnoreError();
+    }
+    SimEnv env;
+    std::unique_ptr<Transport> transport;
+    Rpc rpc;
+  };
 
   const SimRun run_;
   SimWorld world_;
   SimNetwork network_;
   SummaryKeeper keeper_;
   HistoryChecker checker_;
-  std::unique_ptr<SimEnv> scheduler_env_;
-  std::unique_ptr<Transport> scheduler_transport_;
-  std::unique_ptr<SchedulerNode> scheduler_;
-  std::optional<absl::Status> scheduler_end_;
-  std::vector<std::unique_ptr<SimNode>> nodes_;
+  SimProcesses processes_;
+  std::vector<std::unique_ptr<Tool>> tools_;
+  std::vector<SimFault> pending_;             // that wait for updates
+  std::optional<absl::Duration> power_back_;  // of the scheduler's machine, which is to lose it
+  size_t happened_ = 0;
 };
 
 constexpr char kTiny[] = R"pb(

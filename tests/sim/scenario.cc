@@ -6,26 +6,14 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "ps/base/philox.h"
+#include "ps/config/experiment.h"
 #include "ps/server/key_cache.h"
+#include "tests/sim/draw.h"
+#include "tests/sim/failure_scenarios.h"
 #include "tools/local/local_run.h"
 
 namespace parley {
 namespace {
-
-// Draws for one scenario; apart from the world's own randomness, so that a change in one does not
-// move the other.
-class Draw {
- public:
-  explicit Draw(uint64_t seed) : seed_(seed) {}
-  uint64_t Below(uint64_t n) { return Philox(seed_, 0x5ce7a210, index_++)[0] % n; }
-  double Unit() { return ToUnitFloat(Philox(seed_, 0x5ce7a210, index_++)[0]); }
-  bool Chance(double p) { return Unit() < p; }
-
- private:
-  const uint64_t seed_;
-  uint64_t index_ = 0;
-};
 
 const char* const kOptimizers[] = {
     "sgd {} lr: 0.1",
@@ -179,6 +167,9 @@ void CompareWithOthers(const SimRun& run, const RunSummary& found,
   clean.seed = run.seed + 1;
   clean.experiment = run.experiment;
   clean.experiment.mutable_cluster()->set_servers(run.experiment.cluster().servers() % 3 + 1);
+  clean.experiment.mutable_cluster()->set_replicas(0);
+  clean.experiment.clear_checkpoints();
+  ResolveExperiment(&clean.experiment);
   clean.key_cache_bytes = KeyCache::kMaxBytes;
   const RunSummary reference = RunCluster(clean).summary;
   std::vector<std::string> digests;
@@ -229,6 +220,7 @@ SimRun RandomScenario(uint64_t seed) {
     run.slowness.push_back(draw.Chance(0.15) ? 1 + draw.Unit() * 50 : 1);
   }
   if (draw.Chance(0.12)) MakeUpdates(draw, &run);
+  if (draw.Chance(0.5)) AddFailures(draw, &run);
   return run;
 }
 
@@ -244,17 +236,22 @@ std::string Describe(const SimRun& run) {
   if (run.updates > 0) absl::StrAppend(&text, ", ", run.updates, " updates a worker");
   const char* const rules[] = {"none", "sgd", "adagrad", "adadelta", "rmsprop", "adam", "adamw"};
   return absl::StrFormat(
-      "%s, %d x %d shards, %d workers, %s%s, loss %.0f%%, duplicates %.0f%%, delay to %s, %d cuts",
-      text, e.cluster().servers(), e.cluster().shards_per_server(), e.cluster().workers(),
-      rules[e.optimizer().rule_case()],
-      absl::StrCat(e.optimizer().clip_norm() > 0 ? " clipped by norm" : "", DescribeTables(e)),
-      run.faults.loss * 100, run.faults.duplicate * 100, absl::FormatDuration(run.faults.max_delay),
-      run.cuts);
+             "%s, %d x %d shards, %d workers, %s%s, loss %.0f%%, duplicates %.0f%%, delay to %s, "
+             "%d cuts",
+             text, e.cluster().servers(), e.cluster().shards_per_server(), e.cluster().workers(),
+             rules[e.optimizer().rule_case()],
+             absl::StrCat(e.optimizer().clip_norm() > 0 ? " clipped by norm" : "",
+                          DescribeTables(e)),
+             run.faults.loss * 100, run.faults.duplicate * 100,
+             absl::FormatDuration(run.faults.max_delay), run.cuts) +
+         DescribeFailures(run);
 }
 
 std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   SimRun run = RandomScenario(seed);
   run.verbose = verbose;
+  SimFileSystem disk(seed);
+  run.disk = &disk;
   if (verbose) std::printf("%s\n", Describe(run).c_str());
   const SimOutcome outcome = RunCluster(run);
   std::vector<std::string> wrong = outcome.violations;
@@ -263,7 +260,9 @@ std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
     wrong.push_back(absl::StrCat("the scheduler ended with: ", outcome.scheduler.ToString()));
   }
   for (const absl::Status& status : outcome.nodes) {
-    if (!status.ok()) wrong.push_back(absl::StrCat("a node ended with: ", status.ToString()));
+    // Where things fail nodes end with errors, and others take their place.
+    if (!status.ok() && run.failures.empty())
+      wrong.push_back(absl::StrCat("a node ended with: ", status.ToString()));
   }
   // A check that saw nothing is no check.
   if (wrong.empty() && (outcome.reads == 0 || outcome.applies == 0)) {
@@ -272,10 +271,12 @@ std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   if (wrong.empty() && run.updates > 0 && outcome.updates_without_tick == 0) {
     wrong.push_back("no update without a tick was seen");
   }
-  const pb::Consistency& consistency = run.experiment.consistency();
-  if (wrong.empty() && consistency.mode() == pb::Consistency::BSP &&
-      consistency.backup_workers() == 0) {
-    CompareWithOthers(run, outcome.summary, &wrong);
+  const bool exact = MustBeExact(run, outcome);
+  if (wrong.empty() && exact) CompareWithOthers(run, outcome.summary, &wrong);
+  if (wrong.empty() && !run.checkpoint_root.empty()) {
+    disk.SetFaults({});
+    disk.Crash();
+    wrong = CheckCheckpoints(run, outcome, exact);
   }
   return wrong;
 }

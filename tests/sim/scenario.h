@@ -18,10 +18,12 @@ SimRun RandomScenario(uint64_t seed);
 // Runs the scenario of `seed` and everything there is to check about it; returns what is wrong, a
 // line each:
 //  - it ends well, in bounded virtual time (liveness once faults heal)
-//  - HistoryChecker: exactly once, bounded staleness
+//  - HistoryChecker: exactly once, bounded staleness, acknowledged means durable
 //  - where workers send updates that belong to no step: each is in the rows once (update_worker.h)
 //  - BSP without backup workers: the same weights and rows, bit for bit, as a run with no faults on
-//  another number of servers, and as the local run, which has no servers
+//  another number of servers, and as the local run, which has no servers - whatever failed, except
+//  where failure_scenarios.h says that it cannot be
+//  - a checkpoint that is left can be resumed from, to the same end
 std::vector<std::string> CheckSeed(uint64_t seed, bool verbose);
 
 }  // namespace parley

@@ -24,7 +24,7 @@ using ::testing::IsEmpty;
 std::string Text(const absl::Status& status) { return std::string(status.message()); }
 
 // Nodes by index: servers (with their shards), then workers.
-constexpr int kServer1 = 1, kWorker0 = 2, kWorker1 = 3, kScheduler = -2;
+constexpr int kServer1 = 1, kWorker0 = 2, kWorker1 = 3;
 
 SimRun TwoByTwo(const std::string& changes = "", const std::string& optimizer = "") {
   SimRun run;
@@ -160,15 +160,20 @@ TEST(Updates, TheRowsToExpectAreTheSumOfAllWorkersUpdates) {
 TEST(HistoryChecker, APartitionThatNobodyTouchesIsMissed) {
   HistoryChecker checker(pb::Consistency(), /*workers=*/1);
   checker.ExpectTable(/*table=*/1, /*partitions=*/2);
-  checker.OnAccept(1, 0, /*worker=*/0, /*tick=*/0, /*late=*/false);
-  checker.OnApply(1, 0, /*tick=*/0, {0}, /*version=*/1);
+  const std::unique_ptr<ServerProbe> server = checker.ProbeOf(NodeId{1});
+  server->OnIndex(1, 0, /*index=*/0);
+  server->OnAccept(1, 0, /*worker=*/0, /*tick=*/0, /*late=*/false);
+  server->OnIndex(1, 0, /*index=*/1);
+  server->OnApply(1, 0, /*tick=*/0, {0}, /*version=*/1);
   checker.Finish(1, 1, 0);
   EXPECT_THAT(checker.violations(),
               ElementsAre("partition 1 of table 1 never got tick 0 of worker 0"));
 }
 
 TEST(Failure, AWorkerDiesInTraining) {
-  SimRun run = TwoByTwo("training { epochs: 100 } cluster { node_timeout_ms: 2000 }");
+  SimRun run = TwoByTwo(
+      "training { epochs: 100 } "
+      "cluster { node_timeout_ms: 2000 max_restarts: 0 worker_loss: FAIL }");
   run.slowness = {1, 1, 20, 20};
   run.kill = kWorker1;
   run.kill_at = absl::Seconds(2);
@@ -183,7 +188,9 @@ TEST(Failure, AWorkerDiesInTraining) {
 }
 
 TEST(Failure, AServerDiesInTraining) {
-  SimRun run = TwoByTwo("training { epochs: 100 } cluster { node_timeout_ms: 2000 }");
+  SimRun run = TwoByTwo(
+      "training { epochs: 100 } "
+      "cluster { node_timeout_ms: 2000 max_restarts: 0 worker_loss: FAIL }");
   run.slowness = {1, 1, 20, 20};
   run.kill = kServer1;
   run.kill_at = absl::Seconds(2);
@@ -195,9 +202,11 @@ TEST(Failure, AServerDiesInTraining) {
 }
 
 TEST(Failure, TheSchedulerDies) {
-  SimRun run = TwoByTwo("training { epochs: 1000 } cluster { node_timeout_ms: 2000 }");
+  SimRun run = TwoByTwo(
+      "training { epochs: 1000 } "
+      "cluster { node_timeout_ms: 2000 scheduler_timeout_ms: 2000 }");
   run.slowness = {1, 1, 20, 20};
-  run.kill = kScheduler;
+  run.kill = kSchedulerProcess;
   run.kill_at = absl::Seconds(2);
   const SimOutcome outcome = RunCluster(run);
   EXPECT_TRUE(outcome.ended);

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -191,6 +192,45 @@ TEST(SimEnvTest, EachNodeHasRandomNumbersOfItsOwn) {
   EXPECT_NE(first, a.Random());
   b2.Random();  // the order of drawing among nodes does not matter
   EXPECT_EQ(first, a2.Random());
+}
+
+TEST(SimEnvTest, WhatFallsDueInAStallRunsRightAfterItInOrder) {
+  SimWorld world(1);
+  SimEnv stalled(&world, "stalled"), other(&world, "other");
+  std::vector<std::string> ran;
+  const auto note = [&](const char* what) {
+    ran.push_back(what + std::string(" ") + absl::FormatDuration(world.Now()));
+  };
+  stalled.After(absl::Milliseconds(1), [&] { note("a"); });
+  stalled.After(absl::Milliseconds(3), [&] { note("b"); });
+  stalled.After(absl::Milliseconds(30), [&] { note("c"); });
+  other.After(absl::Milliseconds(2), [&] { note("other"); });
+  stalled.Stall(absl::Milliseconds(10));
+  EXPECT_EQ(stalled.stalled_until(), absl::Milliseconds(10));
+  while (world.RunOne()) {
+  }
+  EXPECT_THAT(ran, ElementsAre("other 2ms", "a 10ms", "b 10ms", "c 30ms"));
+  EXPECT_EQ(stalled.Now(), absl::Milliseconds(30));
+}
+
+TEST(SimEnvTest, AClockThatJumpsAheadEndsTimersSoonerAndOnce) {
+  SimWorld world(1);
+  SimEnv jumping(&world, "jumping"), other(&world, "other");
+  std::vector<std::string> ran;
+  const auto note = [&](const char* what) {
+    ran.push_back(what + std::string(" ") + absl::FormatDuration(world.Now()));
+  };
+  jumping.After(absl::Milliseconds(5), [&] { note("overdue"); });
+  jumping.After(absl::Milliseconds(14), [&] { note("soon"); });
+  jumping.After(absl::InfiniteDuration(), [&] { note("never"); });
+  other.After(absl::Milliseconds(5), [&] { note("other"); });
+  jumping.JumpAhead(absl::Milliseconds(10));
+  EXPECT_EQ(jumping.Now(), absl::Milliseconds(10));
+  EXPECT_EQ(other.Now(), absl::ZeroDuration());
+  jumping.After(absl::Milliseconds(7), [&] { note("new"); });
+  while (world.RunOne()) {
+  }
+  EXPECT_THAT(ran, ElementsAre("overdue 0", "soon 4ms", "other 5ms", "new 7ms"));
 }
 
 }  // namespace

@@ -265,5 +265,50 @@ TEST(SimNetworkDeterminismTest, TheSeedDecidesEverything) {
   EXPECT_NE(first, Trace(78));
 }
 
+TEST_F(SimNetworkTest, ACutOfOneWayLeavesTheOther) {
+  ASSERT_TRUE(b_.transport->Connect(kA, "sim://a").ok());
+  network_.CutOneWay(kA, kB);
+  ASSERT_TRUE(a_.transport->Send(kB, Numbered(1)).ok());
+  ASSERT_TRUE(b_.transport->Send(kA, Numbered(2)).ok());
+  Run();
+  EXPECT_THAT(b_.ticks, IsEmpty());
+  EXPECT_THAT(a_.ticks, ElementsAre(2));
+  network_.Heal();
+  ASSERT_TRUE(a_.transport->Send(kB, Numbered(3)).ok());
+  Run();
+  EXPECT_THAT(b_.ticks, ElementsAre(3));
+}
+
+TEST_F(SimNetworkTest, ANodeThatStandsStillReceivesAfterwards) {
+  b_.env.Stall(absl::Seconds(1));
+  ASSERT_TRUE(a_.transport->Send(kB, Numbered(1)).ok());
+  world_.RunUntil([this] { return !b_.ticks.empty(); }, absl::Seconds(5));
+  EXPECT_THAT(b_.ticks, ElementsAre(1));
+  EXPECT_EQ(world_.Now(), absl::Seconds(1));
+}
+
+// Whoever has connected to it can tell who it was; one that it had connected to cannot.
+TEST_F(SimNetworkTest, PeersHearOfADeathAsARule) {
+  int named = 0, unnamed = 0, none = 0;
+  for (int i = 0; i < 100; ++i) {
+    Peer dead(&world_, &network_, NodeId{100 + static_cast<uint64_t>(i)}, absl::StrCat("dead", i));
+    ASSERT_TRUE(a_.transport->Connect(dead.transport->self(), dead.transport->endpoint()).ok());
+    ASSERT_TRUE(dead.transport->Connect(kB, "sim://b").ok());
+    a_.transport->SetPeerGone(
+        [&, id = dead.transport->self()](NodeId peer) { named += peer == id ? 1 : 1000; });
+    b_.transport->SetPeerGone([&](NodeId peer) { unnamed += peer == kNoNode ? 1 : 1000; });
+    const int before = named + unnamed;
+    dead.env.Kill();
+    network_.TellGone(dead.transport->self());
+    Run();
+    none += named + unnamed == before;
+  }
+  EXPECT_GT(named, 50);
+  EXPECT_LT(named, 100);
+  EXPECT_GT(unnamed, 50);
+  EXPECT_LT(unnamed, 100);
+  EXPECT_GT(none, 0);
+}
+
 }  // namespace
 }  // namespace parley

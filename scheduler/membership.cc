@@ -180,6 +180,32 @@ void Membership::Remove(NodeId node) {
   if (gone_.size() > kMaxGone) gone_.pop_front();
 }
 
+std::vector<Member*> Membership::FillPlaces() {
+  std::vector<Member*> filled;
+  for (Member* spare : all()) {
+    if (!spare->spare) continue;
+    const bool server = spare->role == pb::SERVER;
+    std::set<uint32_t>& taken = server ? server_ranks_ : worker_ranks_;
+    uint32_t rank = 0;
+    while (taken.contains(rank)) ++rank;
+    if (rank >= (server ? servers_wanted_ : workers_wanted_)) continue;
+    std::vector<Member*> nodes = {spare};
+    if (server) {
+      nodes = ShardsOf(spare->process);
+      if (nodes.size() < shards_) continue;
+      process_rank_[spare->process] = rank;
+    }
+    taken.erase(spare->rank);
+    taken.insert(rank);
+    for (Member* node : nodes) {
+      node->rank = rank;
+      node->spare = false;
+      filled.push_back(node);
+    }
+  }
+  return filled;
+}
+
 std::vector<Member*> Membership::ShardsOf(uint64_t process) {
   std::vector<Member*> found;
   for (auto& [node, member] : members_) {

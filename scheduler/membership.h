@@ -60,6 +60,10 @@ class Membership {
   // Forgets any node: it has died, or is let go. Its rank is free.
   void Remove(NodeId node);
 
+  // Before the job has begun: spares that are ready for it take the places of those that have died,
+  // under their ranks. Returns who did.
+  std::vector<Member*> FillPlaces();
+
   // For the state that outlives this process, and back. Whoever is there again was heard `now`.
   void Save(pb::SchedulerState* state) const;
   void Load(const pb::SchedulerState& state, absl::Duration now);

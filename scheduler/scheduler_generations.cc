@@ -189,9 +189,11 @@ std::vector<Member*> SchedulerNode::Impl::CompleteServers() {
 }
 
 void SchedulerNode::Impl::TryAssign() {
-  if (phase_ != Phase::kGathering || !members_.servers_complete() || !members_.workers_complete()) {
-    return;
+  if (phase_ != Phase::kGathering) return;
+  for (const Member* member : members_.FillPlaces()) {
+    Event(absl::StrCat("a spare takes the place of ", member->Describe(true)));
   }
+  if (!members_.servers_complete() || !members_.workers_complete()) return;
   for (const Member* worker : members_.workers()) {
     if (!worker->ready) return;
   }

@@ -46,6 +46,7 @@ void SchedulerNode::Impl::OnDead(NodeId node, const std::string& cause,
     if (!member.spare && !Endures()) return StopAll(verdict);
     Event(absl::StrCat(member.Describe(true), " ", cause, "; another is waited for"));
     Forget(member);
+    if (phase_ == Phase::kGathering) return TryAssign();
     if (phase_ != Phase::kAssigning) return;
     if (member.spare) {
       rounds_.Drop(node);
@@ -54,6 +55,7 @@ void SchedulerNode::Impl::OnDead(NodeId node, const std::string& cause,
     // Who was told of partitions already is told of others in another generation.
     rounds_.Cancel();
     phase_ = Phase::kGathering;
+    TryAssign();
     return;
   }
   if (member.role == pb::WORKER) {

@@ -54,6 +54,10 @@ class Cluster {
   SimOutcome Run() {
     ExpectTables();
     network_.SetTap([this](NodeId from, NodeId to, const Frame& frame) {
+      if (run_.verbose && frame.header.status_code() != 0) {
+        std::printf("%s %lu -> %lu: %s\n", absl::FormatDuration(world_.Now()).c_str(), Value(from),
+                    Value(to), frame.header.status_message().c_str());
+      }
       checker_.OnArrival(from, to, frame);
     });
     network_.SetSendTap(
@@ -243,7 +247,7 @@ class Cluster {
     outcome.summary = keeper_.summary();
     if (outcome.scheduler.ok() || absl::IsDataLoss(outcome.scheduler)) {
       checker_.Finish(outcome.summary.pushes_acknowledged, outcome.summary.pushes_applied,
-                      outcome.summary.pushes_dropped, outcome.summary.workers_replaced > 0);
+                      outcome.summary.pushes_dropped, ClosedWithout(outcome.summary));
     }
     outcome.violations = checker_.violations();
     outcome.reads = checker_.reads();
@@ -257,6 +261,12 @@ class Cluster {
     outcome.generation = checker_.generation();
     outcome.happened = happened_;
     return outcome;
+  }
+
+  // With backup workers who comes late, or anew, begins where the others are.
+  bool ClosedWithout(const RunSummary& summary) const {
+    return summary.workers_replaced > 0 ||
+           (run_.experiment.consistency().backup_workers() > 0 && !run_.failures.empty());
   }
 
   // A command line tool.

@@ -51,6 +51,13 @@ std::optional<uint64_t> Branch::VersionFor(uint64_t tick) const {
   return before == before_.end() ? version_ : before->second;
 }
 
+const Branch* Lineage::Find(NodeId node, uint64_t stint) const {
+  for (const Branch& branch : branches_) {
+    if (branch.node_ == node && branch.stint_ == stint) return &branch;
+  }
+  return nullptr;
+}
+
 Branch& Lineage::Of(NodeId node, uint64_t stint, uint64_t base, std::vector<Update>* left_behind) {
   auto place = branches_.end();  // behind all that began earlier
   while (place != branches_.begin() && std::prev(place)->stint_ >= stint) {

@@ -75,6 +75,8 @@ class Lineage {
   // the operations up to `base` of the branch before, and *left_behind is what else is in that.
   // The reference is good until the next call.
   Branch& Of(NodeId node, uint64_t stint, uint64_t base, std::vector<Update>* left_behind);
+  // The same, if it is not new; null: it is.
+  const Branch* Find(NodeId node, uint64_t stint) const;
   // The newest primary's; null: nobody has said a word.
   const Branch* current() const { return branches_.empty() ? nullptr : &branches_.back(); }
 

@@ -134,6 +134,11 @@ pb::TallyState RunTally::Save(std::optional<uint64_t> before_step) const {
   state.set_workers_replaced(workers_replaced_);
   state.set_checkpoints(checkpoints_);
   state.set_skipped(skipped_);
+  for (const auto& [node, counts] : counts_) {
+    pb::TallyState::Counts* saved = state.add_counts();
+    saved->set_node(Value(node));
+    *saved->mutable_counts() = counts;
+  }
   return state;
 }
 
@@ -164,6 +169,9 @@ void RunTally::Load(const pb::TallyState& state) {
   workers_replaced_ = state.workers_replaced();
   checkpoints_ = state.checkpoints();
   skipped_ = state.skipped();
+  for (const pb::TallyState::Counts& counts : state.counts()) {
+    counts_[NodeId{counts.node()}] = counts.counts();
+  }
 }
 
 void RunTally::AddCounts(NodeId server, const pb::ServerCounts& counts) {

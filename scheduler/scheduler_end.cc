@@ -145,12 +145,19 @@ void SchedulerNode::Impl::StopAll(const absl::Status& status) {
   for (const ControlKey& key : std::exchange(resizers_, {})) {
     AnswerControl(key, absl::AbortedError("the job is ending"));
   }
-  // Not waited for: if this scheduler dies now, another ends the job with the same words.
-  if (!opening) journal_.Save([] {});
-  TellStop();
+  // After a good end nodes go as soon as they are told: a scheduler that comes after this one has to
+  // know that, or it waits for them in vain. But not at any price.
+  if (opening || !result_.ok()) {
+    if (!opening) journal_.Save([] {});
+    return TellStop();
+  }
+  end_timer_ = env_->After(kSaveDeadline, [this] { TellStop(); });
+  journal_.Save([this] { TellStop(); });
 }
 
 void SchedulerNode::Impl::TellStop() {
+  if (std::exchange(stop_told_, true)) return;
+  env_->Cancel(end_timer_);
   // After a good end every node must hear of it, or it would take the scheduler for dead; after a
   // failure the living answer soon, and the dead are not worth more.
   const absl::Duration deadline =

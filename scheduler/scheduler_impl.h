@@ -197,6 +197,7 @@ class SchedulerNode::Impl {
   uint64_t counting_ = 0;                         // counts attempts
   std::set<NodeId> counted_;                      // servers whose counts are in the tally
   absl::Status result_;
+  bool stop_told_ = false;
   size_t stops_open_ = 0;
   bool ended_ = false;
   std::map<ControlKey, std::optional<absl::StatusOr<pb::ControlAnswer>>> controls_;

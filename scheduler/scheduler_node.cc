@@ -81,7 +81,11 @@ void SchedulerNode::Impl::Start() {
   rpc_.Handle(pb::BACKUP_NEWS, [this](NodeId from, Frame f) { OnBackupNews(from, f); });
   rpc_.Handle(pb::CONTROL, [this](NodeId from, Frame f) { OnControl(from, f); });
   transport_->SetPeerGone([this](NodeId peer) {
-    if (phase_ != Phase::kStopping && members_.Find(peer) != nullptr) detector_.Suspect(peer);
+    if (phase_ == Phase::kStopping) return;
+    // Which of those that have connected it was cannot be told: all are asked.
+    for (Member* member : members_.all()) {
+      if (peer == kNoNode || member->node == peer) detector_.Suspect(member->node);
+    }
   });
   observer_->OnStart(options_.job, options_.experiment);
   watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });

@@ -43,6 +43,7 @@ class InstantTable : public SparseTable {
 class InstantClient : public PsClient {
  public:
   explicit InstantClient(Env* env) : rows_(env) {}
+  absl::Status OnMap(const pb::PartitionMap&) override { return absl::OkStatus(); }
   DenseTable* dense(uint32_t) override { return nullptr; }
   SparseTable* sparse(uint32_t) override { return &rows_; }
   void WhenAllAcknowledged(absl::AnyInvocable<void()> done) override { done(); }

@@ -204,7 +204,10 @@ void HostedPartition::RememberNorm(NormGroup group, double total) {
     if (known == group) return;
   }
   known_norms_.emplace_back(group, total);
-  if (known_norms_.size() > kKnownNorms) known_norms_.pop_front();
+  const auto of_worker = [&](const auto& known) { return known.first.worker == group.worker; };
+  if (std::count_if(known_norms_.begin(), known_norms_.end(), of_worker) > kKnownNorms) {
+    known_norms_.erase(std::find_if(known_norms_.begin(), known_norms_.end(), of_worker));
+  }
 }
 
 std::vector<std::pair<NormGroup, double>> HostedPartition::KnownNorms() const {

@@ -126,10 +126,10 @@ class HostedPartition {
 
   // The total over all partitions for a group this partition has asked for.
   void OnNorm(NormGroup group, double total);
-  // The totals of the last kKnownNorms groups that went into the weights here, oldest first: for a
-  // partition that lacks one after a failure.
+  // The totals of the last kKnownNorms groups that went into the weights here, where groups are a
+  // worker's: of each worker's, oldest first: for a partition that lacks one after a move.
   std::vector<std::pair<NormGroup, double>> KnownNorms() const;
-  static constexpr size_t kKnownNorms = 2;
+  static constexpr ptrdiff_t kKnownNorms = 2;
 
   // `worker` pushes no tick >= after_tick. Asked twice, answered twice, done once.
   void OnLeave(uint32_t worker, uint64_t after_tick);

@@ -300,6 +300,7 @@ absl::Status HostedPartition::ApplyOp(const pb::ReplicaOp& op, Buffer keys, Buff
       break;
   }
   last_index_ = durable_index_ = op.index();
+  if (setup_.probe != nullptr) setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
   if (op.has_digest() && op.digest() != Digest()) {
     return absl::DataLossError(absl::StrFormat(
         "partition %d after operation %d has the digest %016x here, at its primary %016x",

@@ -158,6 +158,7 @@ absl::Status HostedPartition::Load(PartitionSnapshot snapshot) {
   effects_.clear();
   encoded_version_.reset();
   last_index_ = durable_index_ = snapshot.index;
+  if (setup_.probe != nullptr) setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
   if (const uint64_t digest = Digest(); digest != snapshot.digest) {
     return absl::DataLossError(
         absl::StrFormat("partition %d as of operation %d has the digest %016x here, where it was "

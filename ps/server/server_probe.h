@@ -12,8 +12,9 @@ namespace parley {
 class ServerProbe {
  public:
   virtual ~ServerProbe() = default;
-  // Before each of the following: how many operations the partition has done (HostedPartition::
-  // last_index); OnApply and OnUpdateWithoutTick speak of the last of them.
+  // Before each of the following, and at a copy whenever it changes: how many operations the
+  // partition has done (HostedPartition::last_index); OnApply and OnUpdateWithoutTick speak of the
+  // last of them.
   virtual void OnIndex(uint32_t table, uint32_t partition, uint64_t index) {
     static_cast<void>(table), static_cast<void>(partition), static_cast<void>(index);
   }

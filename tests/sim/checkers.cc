@@ -80,15 +80,15 @@ void HistoryChecker::Violation(std::string line) {
   if (violations_.size() < 20) violations_.push_back(std::move(line));
 }
 
-Branch& HistoryChecker::Of(NodeId node, Partition partition, uint64_t before) {
+Branch& HistoryChecker::Of(NodeId node, Partition partition) {
   const Server& server = servers_[node];
   const Line line{server.generation, partition};
   auto role = server.roles.find(partition);
-  const uint64_t stint = role == server.roles.end() ? 0 : role->second.stint;
+  const Role none, &as = role == server.roles.end() ? none : role->second;
   Lineage& lineage =
       lineages_.try_emplace(line, workers_, first_step_[server.generation]).first->second;
   std::vector<Update> left_behind;
-  Branch& branch = lineage.Of(node, stint, before, &left_behind);
+  Branch& branch = lineage.Of(node, as.stint, as.base, &left_behind);
   CheckTakeOver(line, node, left_behind);
   return branch;
 }
@@ -98,12 +98,12 @@ void HistoryChecker::CheckTakeOver(const Line& line, NodeId node,
   for (const Update& update : left_behind) {
     if (!update.tick.has_value()) continue;
     for (uint32_t worker : update.workers) {
-      auto acknowledged = acknowledged_[line].find({worker, *update.tick});
-      if (acknowledged == acknowledged_[line].end()) continue;
+      auto promised = promised_[line].find({worker, *update.tick});
+      if (promised == promised_[line].end()) continue;
       Violation(absl::StrFormat(
           "tick %d of worker %d is lost: node %s had acknowledged it to be in %s, and node %s goes "
           "on without it",
-          *update.tick, worker, ToString(acknowledged->second), line.second.Name(),
+          *update.tick, worker, ToString(promised->second), line.second.Name(),
           ToString(node)));
     }
   }
@@ -114,7 +114,7 @@ void HistoryChecker::OnApply(NodeId node, Partition partition, uint64_t tick,
   ++applies_;
   Server& server = servers_[node];
   const uint64_t index = server.next_index[partition];
-  Branch& branch = Of(node, partition, index - 1);
+  Branch& branch = Of(node, partition);
   if (branch.version().has_value() && version < *branch.version()) {
     Violation(absl::StrFormat("%s went back from version %d to %d", partition.Name(),
                               *branch.version(), version));
@@ -142,7 +142,7 @@ void HistoryChecker::OnUpdateWithoutTick(NodeId node, Partition partition, uint3
   const uint64_t index = servers_[node].next_index[partition];
   Update update{.index = index, .workers = {worker}, .sequence = sequence, .version = version};
   uint32_t again = 0;
-  if (!Of(node, partition, index - 1).Add(std::move(update), &again)) {
+  if (!Of(node, partition).Add(std::move(update), &again)) {
     Violation(absl::StrFormat(
         "sequence %d of worker %d, an update without tick, was applied 2 times to %s", sequence,
         worker, partition.Name()));
@@ -158,7 +158,7 @@ void HistoryChecker::OnAccept(NodeId node, Partition partition, uint32_t worker,
                               bool late) {
   Server& server = servers_[node];
   const Line line{server.generation, partition};
-  Branch& branch = Of(node, partition, server.next_index[partition]);
+  Branch& branch = Of(node, partition);
   const int times = ++taken_[{line, node, branch.stint(), {worker, tick}}];
   if (times > 1) {
     Violation(absl::StrFormat("tick %d of worker %d was accepted %d times by %s", tick, worker,
@@ -179,7 +179,7 @@ void HistoryChecker::OnAccept(NodeId node, Partition partition, uint32_t worker,
 
 void HistoryChecker::OnRead(NodeId node, Partition partition, uint32_t worker, uint64_t tick,
                             uint64_t version) {
-  Branch& branch = Of(node, partition, servers_[node].next_index[partition]);
+  Branch& branch = Of(node, partition);
   branch.Begin(version);
   const bool by_tick = consistency_.mode() == pb::Consistency::BSP &&
                        BackupWorkers(consistency_) == 0 && tick != kFinalRead;
@@ -218,7 +218,7 @@ void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
     if (!op.ParseFromString(header.body())) return;
     copying_[{from, header.request_id()}] = {{header.table(), header.part(0).partition()},
                                              op.index()};
-  } else if (header.kind() == pb::SYNC && header.part_size() == 1) {
+  } else if (header.kind() == pb::SYNC && header.part_size() > 0) {
     pb::PartitionState state;
     if (!state.ParseFromString(header.body())) return;
     uint64_t bytes = 0;
@@ -257,6 +257,7 @@ void HistoryChecker::OnAcknowledged(NodeId node, const Push& push) {
       }
       continue;
     }
+    promised_[line].try_emplace({push.rank, push.tick}, node);
     const uint64_t operation = branch->IndexOf(push.rank, push.tick);
     if (own == nullptr || operation <= branch->base()) continue;
     for (NodeId copy : role.synced) {
@@ -290,7 +291,10 @@ void HistoryChecker::OnAssign(NodeId node, const Frame& frame) {
     for (int index = 0; index < table.owner_size(); ++index) {
       Role& role = server.roles[{table.table(), static_cast<uint32_t>(index)}];
       const bool primary = node_of(table.owner(index)) == node;
-      if (primary && !role.primary) role.stint = server.epoch;
+      if (primary && !role.primary) {
+        role.stint = server.epoch;
+        role.base = server.next_index[{table.table(), static_cast<uint32_t>(index)}];
+      }
       role.primary = primary;
       role.copies.clear();
       role.synced.clear();

@@ -76,7 +76,8 @@ class HistoryChecker {
   // Of a server, by the newest map that has reached it.
   struct Role {
     bool primary = false;
-    uint64_t stint = 0;          // the epoch in which it became primary
+    uint64_t stint = 0;          // the epoch in which it became primary,
+    uint64_t base = 0;           // with so many operations
     std::vector<NodeId> copies;  // of a primary
     std::vector<NodeId> synced;  // of these, those that count
   };
@@ -107,9 +108,8 @@ class HistoryChecker {
   void OnAccept(NodeId node, Partition partition, uint32_t worker, uint64_t tick, bool late);
   void OnRead(NodeId node, Partition partition, uint32_t worker, uint64_t tick, uint64_t version);
 
-  // The branch that the server's words belong to. `before`: the operations below it are all that it
-  // has done, or taken over.
-  Branch& Of(NodeId node, Partition partition, uint64_t before);
+  // The branch that the server's words belong to.
+  Branch& Of(NodeId node, Partition partition);
   void CheckTakeOver(const Line& line, NodeId node, const std::vector<Update>& left_behind);
   void OnAssign(NodeId server, const Frame& frame);
   void OnAcknowledged(NodeId server, const Push& push);
@@ -123,7 +123,8 @@ class HistoryChecker {
   std::map<uint64_t, uint64_t> first_step_;  // by generation
   std::map<Line, Lineage> lineages_;
   std::map<Line, std::set<Mark>> accepted_;                        // by anybody
-  std::map<Line, std::map<Mark, NodeId>> acknowledged_;            // ticks
+  std::map<Line, std::map<Mark, NodeId>> acknowledged_;  // ticks, by whom
+  std::map<Line, std::map<Mark, NodeId>> promised_;  // of these, that were in the weights then
   std::map<std::tuple<Line, NodeId, uint64_t, Mark>, int> taken_;  // by a primary in one stint
   std::map<std::pair<NodeId, uint64_t>, Push> pushes_;             // by sender and request
   // Operations on their way to a copy, by sender and request; and what a copy has, as it told.

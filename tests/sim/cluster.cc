@@ -32,12 +32,17 @@ class SummaryKeeper : public RunObserver {
   void OnEpoch(const EpochMetrics& metrics) override {
     if (verbose_) std::printf("epoch %u: train loss %g\n", metrics.epoch, metrics.train_loss);
   }
-  void OnFinish(const RunSummary& summary) override { summary_ = summary; }
+  void OnFinish(const RunSummary& summary) override {
+    summary_ = summary;
+    end_ = summary.ok ? absl::OkStatus() : absl::AbortedError(summary.reason);
+  }
   const RunSummary& summary() const { return summary_; }
+  const std::optional<absl::Status>& end() const { return end_; }
 
  private:
   const bool verbose_;
   RunSummary summary_;
+  std::optional<absl::Status> end_;
 };
 
 class Cluster {
@@ -48,16 +53,13 @@ class Cluster {
         network_(&world_, run.faults),
         keeper_(run.verbose),
         checker_(run.experiment.consistency(), run.experiment.cluster().workers()),
-        processes_(run, &world_, &network_, &checker_, &keeper_),
+        processes_(run, &world_, &network_, &checker_, &keeper_, [this] { return keeper_.end(); }),
         pending_(run.failures) {}
 
   SimOutcome Run() {
     ExpectTables();
     network_.SetTap([this](NodeId from, NodeId to, const Frame& frame) {
-      if (run_.verbose && frame.header.status_code() != 0) {
-        std::printf("%s %lu -> %lu: %s\n", absl::FormatDuration(world_.Now()).c_str(), Value(from),
-                    Value(to), frame.header.status_message().c_str());
-      }
+      if (run_.verbose) SayFrame(from, to, frame.header);
       checker_.OnArrival(from, to, frame);
     });
     network_.SetSendTap(
@@ -79,6 +81,19 @@ class Cluster {
   }
 
  private:
+  // What matters between servers, and every refusal.
+  void SayFrame(NodeId from, NodeId to, const pb::FrameHeader& header) const {
+    const bool copies = header.kind() == pb::SYNC || header.kind() == pb::REPLICATE ||
+                        header.kind() == pb::BACKUP_NEWS;
+    if (!copies && header.status_code() == 0) return;
+    const int partition = header.part_size() == 1 ? static_cast<int>(header.part(0).partition()) : -1;
+    std::printf("%s node %x -> %x: %s of table %u, partition %d, in epoch %lu, request %lx%s\n",
+                absl::FormatDuration(world_.Now()).c_str(), static_cast<unsigned>(Value(from)),
+                static_cast<unsigned>(Value(to)), pb::Kind_Name(header.kind()).c_str(),
+                header.table(), partition, header.epoch(), header.request_id() & 0xffff,
+                header.has_status_message() ? (": " + header.status_message()).c_str() : "");
+  }
+
   // Every partition there should be, worked out from the experiment and not from what anybody says.
   void ExpectTables() {
     if (run_.updates > 0) return;  // nothing has ticks

@@ -138,6 +138,12 @@ void AddFailures(Draw& draw, SimRun* run) {
   for (double& slow : run->slowness) slow = std::min(slow, 4.0);
   run->faults.max_delay = std::min(run->faults.max_delay, absl::Milliseconds(30));
   run->faults.loss = std::min(run->faults.loss, 0.1);
+  // Workers that send updates without a step cannot be replaced: none is to be taken for dead.
+  if (run->updates > 0) {
+    run->faults = {.duplicate = run->faults.duplicate};
+    run->cuts = 0;
+    run->slowness.clear();
+  }
   cluster.set_node_timeout_ms(draw.Chance(0.5) ? 3000 : 8000);
   cluster.set_scheduler_timeout_ms(120000);
   cluster.set_max_restarts(40);

@@ -15,12 +15,13 @@ constexpr absl::Duration kSupervisorDelay = absl::Seconds(1);
 }  // namespace
 
 SimProcesses::SimProcesses(const SimRun& run, SimWorld* world, SimNetwork* network,
-                           HistoryChecker* checker, RunObserver* observer)
+                           HistoryChecker* checker, RunObserver* observer, Record record)
     : run_(run),
       world_(world),
       network_(network),
       checker_(checker),
       observer_(observer),
+      record_(std::move(record)),
       own_disk_(run.seed + 2),
       disk_(run.disk == nullptr ? &own_disk_ : run.disk),
       journal_(run.seed + 1) {}
@@ -220,7 +221,9 @@ void SimProcesses::CrashScheduler(absl::Duration again_after, bool power_lost) {
   world_->Schedule(again_after, [this] {
     ++restarts_;
     Say("the scheduler is started again");
-    StartScheduler();
+    // As its program does: if the record says that the job is over, it is.
+    scheduler_end_ = record_();
+    if (!scheduler_end_.has_value()) StartScheduler();
   });
 }
 

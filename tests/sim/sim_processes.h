@@ -32,9 +32,12 @@ namespace parley {
 
 class SimProcesses {
  public:
-  // All but `run` outlive this.
+  // How the job ended, once the scheduler has told its observer.
+  using Record = std::function<std::optional<absl::Status>()>;
+
+  // All but `run` and `record` outlive this.
   SimProcesses(const SimRun& run, SimWorld* world, SimNetwork* network, HistoryChecker* checker,
-               RunObserver* observer);
+               RunObserver* observer, Record record);
   ~SimProcesses();
 
   void StartScheduler();
@@ -108,6 +111,7 @@ class SimProcesses {
   SimNetwork* const network_;
   HistoryChecker* const checker_;
   RunObserver* const observer_;
+  const Record record_;
   SimFileSystem own_disk_;
   SimFileSystem* const disk_;
   SimFileSystem journal_;

@@ -103,8 +103,7 @@ void HistoryChecker::CheckTakeOver(const Line& line, NodeId node,
       Violation(absl::StrFormat(
           "tick %d of worker %d is lost: node %s had acknowledged it to be in %s, and node %s goes "
           "on without it",
-          *update.tick, worker, ToString(promised->second), line.second.Name(),
-          ToString(node)));
+          *update.tick, worker, ToString(promised->second), line.second.Name(), ToString(node)));
     }
   }
 }
@@ -187,8 +186,9 @@ void HistoryChecker::OnRead(NodeId node, Partition partition, uint32_t worker, u
   // To a request that came again, long after its first answer, a later one may be sent: nothing
   // will be made of it.
   if (expected.has_value() && (version < *expected || version > *branch.version())) {
-    Violation(absl::StrFormat("worker %d was sent version %d of %s for tick %d, expected is %d to %d",
-                              worker, version, partition.Name(), tick, *expected, *branch.version()));
+    Violation(
+        absl::StrFormat("worker %d was sent version %d of %s for tick %d, expected is %d to %d",
+                        worker, version, partition.Name(), tick, *expected, *branch.version()));
   }
   reads_.push_back({partition, worker, tick, branch.closed()});
 }

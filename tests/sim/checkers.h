@@ -122,9 +122,9 @@ class HistoryChecker {
   uint64_t generation_ = 0;                  // the newest that a server knows
   std::map<uint64_t, uint64_t> first_step_;  // by generation
   std::map<Line, Lineage> lineages_;
-  std::map<Line, std::set<Mark>> accepted_;                        // by anybody
+  std::map<Line, std::set<Mark>> accepted_;              // by anybody
   std::map<Line, std::map<Mark, NodeId>> acknowledged_;  // ticks, by whom
-  std::map<Line, std::map<Mark, NodeId>> promised_;  // of these, that were in the weights then
+  std::map<Line, std::map<Mark, NodeId>> promised_;      // of these, that were in the weights then
   std::map<std::tuple<Line, NodeId, uint64_t, Mark>, int> taken_;  // by a primary in one stint
   std::map<std::pair<NodeId, uint64_t>, Push> pushes_;             // by sender and request
   // Operations on their way to a copy, by sender and request; and what a copy has, as it told.

@@ -86,7 +86,8 @@ class Cluster {
     const bool copies = header.kind() == pb::SYNC || header.kind() == pb::REPLICATE ||
                         header.kind() == pb::BACKUP_NEWS;
     if (!copies && header.status_code() == 0) return;
-    const int partition = header.part_size() == 1 ? static_cast<int>(header.part(0).partition()) : -1;
+    const int partition =
+        header.part_size() == 1 ? static_cast<int>(header.part(0).partition()) : -1;
     std::printf("%s node %x -> %x: %s of table %u, partition %d, in epoch %lu, request %lx%s\n",
                 absl::FormatDuration(world_.Now()).c_str(), static_cast<unsigned>(Value(from)),
                 static_cast<unsigned>(Value(to)), pb::Kind_Name(header.kind()).c_str(),

@@ -238,7 +238,9 @@ TEST(RunDirectory, GoesOnWithTheRecordOfARunThatWasCutShort) {
   EXPECT_EQ(ReadFile(path + "/metrics.jsonl"),
             absl::StrCat(before, EventJson("the scheduler is back", 102), "\n"));
   (*second)->OnEpoch(Epoch(1, 0.4, 0.88));
-  EXPECT_THAT(ReadFile(path + "/curves.svg"), HasSubstr("0.86"));
+  // Both epochs are drawn, that of the run before as well.
+  EXPECT_EQ(ReadFile(path + "/curves.svg"),
+            CurvesSvg("", {Epoch(0, 0.5, 0.86), Epoch(1, 0.4, 0.88)}));
   ASSERT_TRUE(ParseEpochs(ReadFile(path + "/metrics.jsonl")).ok());
   EXPECT_EQ(ParseEpochs(ReadFile(path + "/metrics.jsonl"))->size(), 2);
 }

@@ -101,6 +101,8 @@ class PayloadCopiesTest : public ::testing::TestWithParam<const char*> {
     sparse->set_init(pb::TensorSpec::ZERO);
   }
 
+  pb::Cluster::WorkerLoss worker_loss_ = pb::Cluster::REPLACE;
+
   void Start(pb::Consistency::Mode mode) {
     const std::string bind = shm() ? "shm://" : "tcp://127.0.0.1:0";
     scheduler_ = std::make_unique<Seat>(kSchedulerNode, bind);
@@ -239,6 +241,7 @@ class PayloadCopiesTest : public ::testing::TestWithParam<const char*> {
       welcome.set_incarnation(1);
       welcome.set_job_id(kJob);
       welcome.mutable_experiment()->mutable_consistency()->set_mode(mode);
+      welcome.mutable_experiment()->mutable_cluster()->set_worker_loss(worker_loss_);
       Frame answer;
       answer.header.set_body(welcome.SerializeAsString());
       rpc->Reply(from, request.header, std::move(answer));
@@ -305,6 +308,7 @@ TEST_P(PayloadCopiesTest, RowsAreGatheredAndScatteredOnce) {
   constexpr uint64_t kCount = 3000, kDim = 16;
   constexpr uint64_t kKeys = kCount * kKey, kRows = kCount * kDim * kFloat;
   AddSparse(kDim);
+  worker_loss_ = pb::Cluster::FAIL;
   Start(pb::Consistency::BSP);
   const std::vector<uint64_t> keys = Keys(0, kCount), others = Keys(kCount, kCount);
   // Gathered behind its keys; the shard remembers these, and makes what holds them its own.
@@ -314,6 +318,19 @@ TEST_P(PayloadCopiesTest, RowsAreGatheredAndScatteredOnce) {
   EXPECT_EQ(PushRows(1, 1, keys), kKeys + kRows);
   // Keys alone.
   EXPECT_EQ(PullRows(1, 2, others), kKeys + kRows + IfShm(kKeys));
+  EXPECT_EQ(PullRows(1, 2, keys), kRows);
+  EXPECT_EQ(parameters_.back(), -2);
+}
+
+// For a worker that computes the step again: which rows these were.
+TEST_P(PayloadCopiesTest, WhatAStepOverwritesIsKeptWithItsKeys) {
+  constexpr uint64_t kCount = 3000, kDim = 16;
+  constexpr uint64_t kKeys = kCount * kKey, kRows = kCount * kDim * kFloat;
+  AddSparse(kDim);
+  Start(pb::Consistency::BSP);
+  const std::vector<uint64_t> keys = Keys(0, kCount);
+  EXPECT_EQ(PushRows(1, 0, keys), kKeys + kRows + kKeys + IfShm(kKeys + kRows) + kKeys);
+  EXPECT_EQ(PushRows(1, 1, keys), kKeys + kRows + kKeys);
   EXPECT_EQ(PullRows(1, 2, keys), kRows);
   EXPECT_EQ(parameters_.back(), -2);
 }

@@ -55,6 +55,8 @@ void SimProcesses::StartScheduler() {
                                       std::move(options), observer_, [this](absl::Status status) {
                                         Say(absl::StrCat("scheduler ends: ", status.ToString()));
                                         scheduler_end_ = std::move(status);
+                                        // Its process exits, but not from within its own code.
+                                        world_->Schedule(absl::ZeroDuration(), [env = scheduler_->env.get()] { env->Kill(); });
                                       });
   scheduler_->node->Start();
 }

@@ -115,14 +115,15 @@ class Saved(Base):
         return sorted(p.name for p in (self.dir / run / "checkpoints").glob("step-*"))
 
     def test_a_checkpoint_now(self):
-        run = self.start_training()
+        sets = (*SETS, "training.epochs=120")  # the second is asked for when the first is written
+        run = self.start_training(sets=sets)
         saved = self.start("save", "parley", "save", self.dir / "run")
         self.assertEqual(saved.wait(harness.FAILURE_S), 0, saved.story())
         self.assertRegex(saved.stdout(), r"^checkpoint of step \d+ written in ")
         self.assertEqual(len(self.checkpoints()), 1)
         run.signal(signal.SIGUSR1)
         self.await_("a second checkpoint", lambda: len(self.checkpoints()) == 2)
-        self.end_well(run, SETS)
+        self.end_well(run, sets)
 
     def resume(self, *args, name="resumed", sets=(), resume="run"):
         for change in sets:

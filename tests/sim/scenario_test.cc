@@ -249,5 +249,40 @@ TEST(Regression, SeedsThatFailedOnce) {
   }
 }
 
+// Of those with failures (failure_scenarios.h):
+//   31, 265  a server that came back while its predecessor still counted was a spare for good, and
+//            the job never began
+//   486      the nodes were told that the job is done, and the next scheduler was not
+//   833      the next scheduler knew that the job is done, but not what the servers had counted
+//   2334     a scheduler that came back when all was recorded began the job again
+//   2853     a partition that moved waited for the norm of a worker's step that nobody had any more
+TEST(Regression, SeedsWithFailuresThatFailedOnce) {
+  for (uint64_t seed : {31, 265, 486, 833, 2334, 2853}) {
+    SCOPED_TRACE(seed);
+    EXPECT_THAT(CheckSeed(seed, /*verbose=*/false), IsEmpty());
+  }
+}
+
+// What the profiles draw: a server with copies, in the middle of a step.
+TEST(Failure, AServerWithCopiesDiesAndNothingIsLost) {
+  SimRun run = TwoByTwo("cluster { servers: 3 replicas: 1 node_timeout_ms: 3000 }");
+  const SimOutcome clean = RunCluster(run);
+  ExpectGood(clean);
+  run.failures.push_back({.kind = SimFault::kCrash,
+                          .updates = 8,
+                          .events = 5,
+                          .process = kServer1,
+                          .length = absl::Seconds(1)});
+  const SimOutcome outcome = RunCluster(run);
+  EXPECT_TRUE(outcome.ended);
+  EXPECT_TRUE(outcome.scheduler.ok()) << outcome.scheduler;
+  EXPECT_THAT(outcome.violations, IsEmpty());
+  EXPECT_EQ(outcome.happened, 1u);
+  EXPECT_EQ(outcome.summary.failovers, 1u);
+  EXPECT_GT(outcome.promises, 0u);
+  EXPECT_EQ(outcome.summary.restarts, 0u);
+  EXPECT_EQ(outcome.summary.weights_sha256, clean.summary.weights_sha256);
+}
+
 }  // namespace
 }  // namespace parley

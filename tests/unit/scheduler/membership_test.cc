@@ -51,6 +51,26 @@ TEST(Membership, ShardsOfAProcessShareItsRank) {
   EXPECT_THAT(order, ::testing::ElementsAre(12, 10, 11, 13));
 }
 
+TEST(Membership, SparesTakeThePlacesOfTheDead) {
+  Membership members("job", TwoByTwo());
+  uint64_t node = 10;
+  for (uint64_t process : {5, 7, 8}) {  // the last is a spare
+    for (uint32_t shard : {0, 1}) {
+      ASSERT_TRUE(members.Admit(NodeId{node++}, ServerHello(process, shard), {}).ok());
+    }
+  }
+  EXPECT_TRUE(members.FillPlaces().empty());
+  members.Remove(NodeId{10});
+  EXPECT_TRUE(members.FillPlaces().empty());  // a shard of it is still there
+  members.Remove(NodeId{11});
+  EXPECT_FALSE(members.servers_complete());
+  EXPECT_EQ(members.FillPlaces().size(), 2u);
+  EXPECT_TRUE(members.servers_complete());
+  EXPECT_EQ(members.Find(NodeId{14})->rank, 0u);
+  EXPECT_EQ(members.Find(NodeId{15})->rank, 0u);
+  EXPECT_EQ(members.Missing(), "worker 0, worker 1");
+}
+
 TEST(Membership, HelloAgainIsTheSameMember) {
   Membership members("job", TwoByTwo());
   Member* first = *members.Admit(NodeId{10}, WorkerHello(), absl::Seconds(1));

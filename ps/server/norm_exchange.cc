@@ -20,6 +20,12 @@ NormExchange::~NormExchange() {
 }
 
 void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_squares) {
+  // Partitions of this shard that have applied the group, under an earlier map or as a copy, do not
+  // add their share again: who comes after them would wait for it for ever.
+  if (auto known = totals_.find(group); known != totals_.end()) {
+    on_total_(group, known->second);
+    return;
+  }
   std::map<uint32_t, double>& shares = local_[group];
   shares[partition] = sum_of_squares;
   if (shares.size() < setup_.local_partitions) return;
@@ -27,11 +33,6 @@ void NormExchange::Add(uint32_t partition, NormGroup group, double sum_of_square
   local_.erase(group);
 
   if (setup_.coordinator == self_) {
-    // Somebody may have known it already.
-    if (auto known = totals_.find(group); known != totals_.end()) {
-      on_total_(group, known->second);
-      return;
-    }
     Collecting& collecting = collecting_[group];
     collecting.partials.insert(complete.begin(), complete.end());
     Collect(group, collecting);
@@ -54,6 +55,7 @@ void NormExchange::Know(NormGroup group, double total) {
     if (!totals_.contains(group)) Finish(group, total, collecting_[group]);
     return;
   }
+  Remember(group, total);
   pb::Norm norm;
   norm.set_table(setup_.table);
   norm.set_step(group.tick);
@@ -83,6 +85,7 @@ void NormExchange::Ask(NormGroup group, const pb::Norm& norm) {
                                    if (!status.ok()) {
                                      on_error_(status);
                                    } else {
+                                     Remember(group, total.total());
                                      on_total_(group, total.total());
                                    }
                                  });
@@ -158,13 +161,17 @@ void NormExchange::Collect(NormGroup group, Collecting& collecting) {
   Finish(group, total, collecting);
 }
 
-void NormExchange::Finish(NormGroup group, double total, Collecting& collecting) {
-  totals_[group] = total;
+void NormExchange::Remember(NormGroup group, double total) {
+  local_.erase(group);
+  if (!totals_.emplace(group, total).second) return;
   totals_order_.push_back(group);
-  if (totals_order_.size() > kRemembered) {
-    totals_.erase(totals_order_.front());
-    totals_order_.pop_front();
-  }
+  if (totals_order_.size() <= kRemembered) return;
+  totals_.erase(totals_order_.front());
+  totals_order_.pop_front();
+}
+
+void NormExchange::Finish(NormGroup group, double total, Collecting& collecting) {
+  Remember(group, total);
   for (const auto& [key, request] : collecting.waiting) Answer(key.first, request, total);
   collecting_.erase(group);
   on_total_(group, total);

@@ -58,7 +58,8 @@ class NormExchange {
   void OnRequest(NodeId from, const Frame& request, const pb::Norm& norm);
 
  private:
-  // Groups whose total is remembered for requests that come again because the answer was lost.
+  // Groups whose total is remembered: for requests that come again because the answer was lost, and
+  // for local partitions that get to a group later than others here have applied it.
   static constexpr size_t kRemembered = 4096;
   // Groups open at a time: each worker has at most Aggregator::kMaxAhead.
   static constexpr size_t kMaxOpen = 65536;
@@ -68,6 +69,7 @@ class NormExchange {
     std::map<std::pair<NodeId, uint64_t>, pb::FrameHeader> waiting;  // by sender and request id
   };
   void Ask(NormGroup group, const pb::Norm& norm);
+  void Remember(NormGroup group, double total);
   void Finish(NormGroup group, double total, Collecting& collecting);
   void Collect(NormGroup group, Collecting& collecting);
   void Answer(NodeId to, const pb::FrameHeader& request, double total);
@@ -79,7 +81,7 @@ class NormExchange {
   OnError on_error_;
   std::map<NormGroup, std::map<uint32_t, double>> local_;  // incomplete on this shard
   std::map<NormGroup, Collecting> collecting_;             // coordinator only
-  std::map<NormGroup, double> totals_;                     // coordinator only
+  std::map<NormGroup, double> totals_;                     // known here
   std::deque<NormGroup> totals_order_;
   std::map<uint64_t, CallId> calls_;  // that are under way, by a number of our own
   uint64_t next_call_ = 0;

@@ -284,6 +284,49 @@ TEST_F(FailoverTest, OnlyThePrimaryOfTheMapIsBelievedByACopy) {
   EXPECT_THAT(Weights(1, 0), Each(0));
 }
 
+TEST_F(FailoverTest, ACopyPromotedBehindItsNeighbourGetsTheNormOfTheStep) {
+  cluster_.network.SetOptions({.min_delay = absl::Milliseconds(1),
+                               .max_delay = absl::Milliseconds(1)});  // nothing overtakes
+  cluster_.experiment.mutable_consistency()->set_mode(pb::Consistency::BSP);
+  cluster_.AddDense(2)->mutable_optimizer()->set_clip_norm(100);
+  cluster_.AddServer();
+  cluster_.AddServer();
+  pb::Assignment map = cluster_.Map(1, {0, 1});
+  cluster_.AddBackup(&map, 0, 1, false);
+  cluster_.AssignTo({0, 1}, map);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  map = cluster_.Map(2, {0, 1});
+  cluster_.AddBackup(&map, 0, 1, true);
+  cluster_.AssignTo({0, 1}, map);
+  // Server 1 hears the total of step 0 and nothing after it: partition 1 there makes the step, its
+  // copy of partition 0 does not.
+  const NodeId dying{ServerCluster::kFirstServer}, heir{ServerCluster::kFirstServer + 1};
+  uint64_t asked = 0;
+  bool answered = false;
+  cluster_.network.SetTap([&](NodeId from, NodeId to, const Frame& frame) {
+    if (frame.header.kind() == pb::NORM && from == heir) asked = frame.header.request_id();
+    if (asked == 0 || from != dying || to != heir || frame.header.request_id() != asked) return;
+    answered = true;
+    cluster_.network.CutOneWay(dying, heir);
+  });
+  ServerCluster::Later pushes[4], again[2];
+  for (size_t worker = 0; worker < 2; ++worker) {
+    for (uint32_t p = 0; p < 2; ++p) {
+      cluster_.AskLater(worker, p, Push(0, 1 + p, 1, p), &pushes[2 * worker + p]);
+    }
+  }
+  ASSERT_TRUE(cluster_.RunUntil([&] { return answered; }));
+  cluster_.Run(absl::Seconds(1));
+  EXPECT_FALSE(pushes[0].has_value() || pushes[2].has_value());
+  cluster_.Kill(0);
+  cluster_.AssignTo({1}, cluster_.Map(3, {1, 1}));
+  for (size_t worker = 0; worker < 2; ++worker) {
+    cluster_.AskLater(worker, 1, Push(0, 1, 1, 0), &again[worker]);
+  }
+  EXPECT_THAT(Weights(1, 1), Each(-1));
+  EXPECT_TRUE(again[0] && again[0]->ok() && again[1] && again[1]->ok());
+}
+
 TEST_F(FailoverTest, AWorkerIsReplacedAndItsFormerSelfRefused) {
   StartWithCopies(pb::Consistency::BSP);
   ServerCluster::Later old;

@@ -2,6 +2,8 @@
 """How soon does training go on after a kill, and does it end with the same weights?
 
     benchmarks/chaos/chaos.py [--bin build/release/bin] [--kills 50] [--seed 1] [--json FILE]
+    benchmarks/chaos/chaos.py --stops 0 ...                                kills alone
+    benchmarks/chaos/chaos.py --replicas 0 --roles server --stops 0 ...    roll-backs to checkpoints
 
 Trains a ConvNet on a slice of Fashion-MNIST (without the data: a small perceptron) with one copy of each partition, a spare
 server, a spare worker and checkpoints, while a seeded schedule kills processes of all roles, and stops some of them for a while
@@ -23,10 +25,14 @@ def main():
     parser.add_argument("--bin", default=ROOT / "build" / "release" / "bin", help="where the programs are")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stops", type=float, default=0.25, help="share of SIGSTOP, for a while, instead of SIGKILL")
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--roles", default="server,worker,scheduler")
     parser.add_argument("--json", help="write times and counts here")
     args = parser.parse_args()
     command = [sys.executable, ROOT / "tests" / "e2e" / "test_chaos.py", "--bin", args.bin, "--kills", args.kills,
-               "--seed", args.seed]
+               "--seed", args.seed,
+               "--stops", args.stops, "--replicas", args.replicas, "--roles", args.roles]
     if args.json:
         command += ["--json", pathlib.Path(args.json).resolve()]
     return subprocess.run([str(word) for word in command], check=False).returncode

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Whatever is killed or stops while the job trains, it ends well, with the weights of a run in which nothing happened.
 
-    python3 tests/e2e/test_chaos.py --bin build/release/bin [--kills 50] [--seed 1] [--json FILE]
+    python3 tests/e2e/test_chaos.py --bin build/release/bin [--kills 50] [--seed 1] [--stops 0.25] [--replicas 1]
+                                    [--roles server,worker,scheduler] [--json FILE]
 
 Without --kills it is the short one of ctest: 8 events. benchmarks/chaos/chaos.py runs the long one and keeps its times.
 """
@@ -16,10 +17,11 @@ import harness
 
 # Set by main().
 KILLS, SEED, JSON = 8, 1, None
+STOPS, REPLICAS, ROLES = 0.25, 1, "server,worker,scheduler"
 
 # Heartbeats so fast that the time to the next step can be told.
 WATCHED = ("cluster.heartbeat_ms=50", "cluster.node_timeout_ms=2000")
-SAFE = ("cluster.replicas=1", "cluster.servers=2", "cluster.workers=2", "cluster.max_restarts=100",
+SAFE = ("cluster.servers=2", "cluster.workers=2", "cluster.max_restarts=100",
         "checkpoints.keep=2")
 # A step of about ten milliseconds, without data files; one of a tenth of a second with them.
 MODEL = ("data.synthetic.train_samples=20000", "data.synthetic.width=64", "model.layer[1].linear.out=512",
@@ -54,13 +56,13 @@ class Chaos(harness.E2eTest):
 
     def test_the_weights_are_those_of_a_calm_run(self):
         experiment, model = self.experiment()
-        base = [*WATCHED, *SAFE, *model]
+        base = [*WATCHED, *SAFE, f"cluster.replicas={REPLICAS}", *model]
         steps = self.steps(experiment, base)
         sets = [*base, f"training.max_steps={steps}", f"checkpoints.every_steps={max(50, steps // 20)}"]
         calm = self.run_to_end(experiment, name="calm", sets=sets, deadline_s=120 + 20 * KILLS)
         run = self.start_run(experiment, "--spare-servers", "1", "--spare-workers", "1", "--progress-ms", "20",
                              name="chaos", sets=sets)
-        events = chaos.schedule(SEED, KILLS, steps)
+        events = chaos.schedule(SEED, KILLS, steps, roles=ROLES.split(","), stops=STOPS)
         driver = chaos.Chaos(run, self.dir / "chaos", self.children, events,
                              log=print if KILLS > 8 else lambda line: None)
         hits = driver.go()
@@ -72,7 +74,7 @@ class Chaos(harness.E2eTest):
         self.assertEqual(summary["weights_sha256"], calm["weights_sha256"], hits)
         self.assertEqual(summary["pushes_acknowledged"], summary["pushes_applied"])
         self.assertEqual(summary["pushes_dropped"], 0)
-        result = {"seed": SEED, "events": len(hits), "steps": steps, "calm_seconds": calm["train_seconds"],
+        result = {"seed": SEED, "replicas": REPLICAS, "events": len(hits), "steps": steps, "calm_seconds": calm["train_seconds"],
                   "chaos_seconds": summary["train_seconds"], "to_next_step": chaos.summarise(hits),
                   "failovers": summary["failovers"], "restarts": summary["restarts"],
                   "workers_replaced": summary["workers_replaced"], "checkpoints": summary["checkpoints"],
@@ -94,4 +96,5 @@ def take(flag, default):
 
 if __name__ == "__main__":
     KILLS, SEED, JSON = int(take("--kills", KILLS)), int(take("--seed", SEED)), take("--json", JSON)
+    STOPS, REPLICAS, ROLES = float(take("--stops", STOPS)), int(take("--replicas", REPLICAS)), take("--roles", ROLES)
     harness.main()

@@ -52,7 +52,8 @@ void Rounds::Call(const Target& target, std::map<NodeId, CallId>* calls,
   CallOptions call{.deadline = deadline_,
                    .attempt = absl::Milliseconds(200),
                    .max_attempt = absl::Seconds(2),
-                   .what = "assignment to " + target.name};
+                   .what = "assignment to " + target.name,
+                   .parked_extends = true};
   (*calls)[target.node] =
       rpc_->Call(target.node, std::move(frame), std::move(call),
                  [this, calls, node = target.node,
@@ -73,6 +74,11 @@ void Rounds::OnServer(NodeId node, const Frame& answer) {
     answers_.push_back(std::move(assigned));
   }
   if (servers_.empty()) OnServersReady();
+}
+
+bool Rounds::parked() const {
+  return std::any_of(servers_.begin(), servers_.end(),
+                     [this](const auto& entry) { return !rpc_->ParkedFor(entry.second).empty(); });
 }
 
 void Rounds::Drop(NodeId server) {

@@ -39,7 +39,8 @@ class Rounds {
     absl::AnyInvocable<void(NodeId, const absl::Status&)> on_error;
   };
 
-  // Both must outlive this. `deadline` is for each node's answer.
+  // Both must outlive this. `deadline` is for each node's answer, and for its silence while it says
+  // that it is at it (PARKED): a checkpoint may take long to read.
   Rounds(Env* env, Rpc* rpc, absl::Duration deadline, Handlers handlers);
   ~Rounds();
 
@@ -53,6 +54,9 @@ class Rounds {
   bool servers_ready() const { return servers_.empty(); }
   // Servers that have not answered yet.
   const std::map<NodeId, CallId>& awaited() const { return servers_; }
+
+  // A server has said that it is at it.
+  bool parked() const;
 
   // Whether `node`, by `assignment`, is the primary of any partition.
   static bool OwnsAny(const pb::Assignment& assignment, NodeId node);

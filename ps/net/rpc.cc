@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "ps/net/admission.h"
 
 namespace parley {
 namespace {
@@ -211,7 +212,12 @@ void Rpc::ReplyParked(NodeId to, const pb::FrameHeader& request, const std::stri
 }
 
 void Rpc::OnFrame(NodeId from, Frame frame) {
-  absl::Status admitted = admission_ ? admission_(from, frame.header) : absl::OkStatus();
+  absl::Status admitted = CheckPeerRole(frame.peer_role, frame.header);
+  if (!admitted.ok()) {
+    transport_->NoteRefusal(admitted.message());
+  } else if (admission_) {
+    admitted = admission_(from, frame.header);
+  }
   if (IsAnswer(frame.header.kind())) {
     OnAnswer(from, std::move(frame), admitted);
   } else if (!admitted.ok()) {
@@ -244,6 +250,10 @@ void Rpc::OnAnswer(NodeId from, Frame frame, const absl::Status& admitted) {
     call.parked = true;
     call.waiting_for = frame.header.status_message();
     ArmAttempt(id, call.options.max_attempt);
+    if (call.options.parked_extends) {
+      env_->Cancel(call.deadline_timer);
+      call.deadline_timer = env_->After(call.options.deadline, [this, id] { OnDeadline(id); });
+    }
     // Last, since the call may be over when it returns.
     auto on_parked = std::exchange(call.options.on_parked, nullptr);
     if (on_parked) on_parked();

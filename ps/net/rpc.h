@@ -38,6 +38,9 @@ struct CallOptions {
   // May be empty. Runs at the first PARKED, once a call; it may start and cancel calls, this one,
   // too.
   absl::AnyInvocable<void()> on_parked = nullptr;
+  // The deadline counts from the last PARKED: it is for silence, and what is held may take its
+  // time.
+  bool parked_extends = false;
 };
 
 struct RpcCounters {

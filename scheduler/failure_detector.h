@@ -1,5 +1,7 @@
-// FailureDetector: asks a node whose connection broke whether it is still there. One that does not
-// answer, by anything, within a short time counts as dead at once: its process is gone, not slow.
+// FailureDetector: asks a node whose connection may have broken whether it is still there. One that
+// the transport does not reach any more, a short time later, counts as gone; one that is reached
+// but does not answer is given longer: it may be slow, and it may be another's connection that
+// broke.
 //
 // Nodes that merely keep silent are not its business. Thread-safety: as Env, everything on the
 // loop.
@@ -10,27 +12,34 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/time/time.h"
+#include "ps/base/env.h"
 #include "ps/base/ids.h"
 #include "ps/net/rpc.h"
+#include "ps/net/transport.h"
 
 namespace parley {
 
 class FailureDetector {
  public:
-  // `rpc` must outlive this. `gone` is told of each node that did not answer.
-  FailureDetector(Rpc* rpc, absl::Duration heartbeat, absl::AnyInvocable<void(NodeId)> gone);
+  // All must outlive this. `gone` is told of each node that did not answer.
+  FailureDetector(Env* env, Transport* transport, Rpc* rpc, absl::Duration heartbeat,
+                  absl::AnyInvocable<void(NodeId)> gone);
   ~FailureDetector();
 
   // Its connection broke, as far as the transport can tell. Again while it is being asked: ignored.
   void Suspect(NodeId node);
-  // It said something, or matters no more.
+  // It matters no more.
   void Clear(NodeId node);
 
-  absl::Duration patience() const { return patience_; }
-
  private:
+  void Ask(NodeId node, absl::Duration patience, bool last);
+  void OnSilence(NodeId node, absl::Duration until, absl::Duration patience, bool last);
+  bool Reaches(NodeId node);
+
+  Env* const env_;
+  Transport* const transport_;
   Rpc* const rpc_;
-  const absl::Duration patience_;
+  const absl::Duration short_, long_;  // of patience
   absl::AnyInvocable<void(NodeId)> gone_;
   std::map<NodeId, CallId> asked_;
 };

@@ -198,6 +198,7 @@ struct Scheduler {
   State state;
   Reports reports;
   SchedulerNode* node = nullptr;  // the process holds it
+  bool owns_state = false;        // when the node was done
 };
 
 absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* scheduler) {
@@ -237,8 +238,12 @@ absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* sched
         options.checkpoint_root =
             Absolute(directory.empty() ? flags.run_dir + "/checkpoints" : directory);
         if (!flags.restore.empty()) options.restore = Absolute(flags.restore);
-        auto node = std::make_shared<SchedulerNode>(seat.env, seat.transport, std::move(options),
-                                                    scheduler->reports.all.get(), seat.done);
+        auto node = std::make_shared<SchedulerNode>(
+            seat.env, seat.transport, std::move(options), scheduler->reports.all.get(),
+            [scheduler, done = seat.done](absl::Status status) {
+              scheduler->owns_state = scheduler->node->owns_state();
+              done(std::move(status));
+            });
         scheduler->node = node.get();
         return NodeProcess::Hold(std::move(node));
       });
@@ -275,9 +280,10 @@ int Run(const Flags& flags, const pb::Experiment& experiment) {
     code = (*process)->Run();
     state.process = nullptr;
   }
-  // The job is over: nobody goes on with it.
-  if (absl::Status status = state.store->Forget(); !status.ok() && code == 0) {
-    return NodeProcess::Complain(kProgram, status);
+  // The job is over: nobody goes on with it. What is not this job's stays.
+  if (scheduler.owns_state) {
+    absl::Status status = state.store->Forget();
+    if (!status.ok() && code == 0) return NodeProcess::Complain(kProgram, status);
   }
   if (!scheduler.reports.directory->status().ok()) {
     return NodeProcess::Complain(kProgram, scheduler.reports.directory->status());

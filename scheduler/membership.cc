@@ -126,6 +126,12 @@ void Membership::Heard(NodeId node, absl::Duration now) {
   if (Member* member = Find(node)) member->last_heard = now;
 }
 
+void Membership::HeardAll(absl::Duration now) {
+  for (auto& [node, member] : members_) {
+    if (member.last_heard != absl::InfiniteDuration()) member.last_heard = now;
+  }
+}
+
 std::vector<Member*> Membership::all() {
   std::vector<Member*> found;
   for (auto& [node, member] : members_) found.push_back(&member);

@@ -55,6 +55,8 @@ class Membership {
 
   Member* Find(NodeId node);
   void Heard(NodeId node, absl::Duration now);
+  // All that do not count as gone: they could not be heard before.
+  void HeardAll(absl::Duration now);
   // Forgets a spare, whose place another may take.
   void RemoveSpare(NodeId node);
   // Forgets any node: it has died, or is let go. Its rank is free.

@@ -87,7 +87,9 @@ void SchedulerNode::Impl::MaybeFinish() {
   }
   if (options_.experiment.checkpoints().at_end() && checkpoints_.enabled() && !end_written_) {
     if (std::exchange(end_asked_, true)) return;
-    checkpoints_.RequestStep(tally_.finished_steps(), [this](const absl::StatusOr<uint64_t>&) {
+    const uint64_t generation = assignment_.generation();
+    checkpoints_.RequestStep(tally_.finished_steps(), [this, generation](const auto&) {
+      if (generation != assignment_.generation() || restoring_) return;
       end_written_ = true;  // or it was told why not
       MaybeFinish();
     });
@@ -135,22 +137,20 @@ void SchedulerNode::Impl::CollectCounts() {
 // Tells everybody, and then ends. The first reason counts.
 void SchedulerNode::Impl::StopAll(const absl::Status& status) {
   if (phase_ == Phase::kStopping) return;
-  const bool opening = phase_ == Phase::kOpening;
   phase_ = Phase::kStopping;
   result_ = status;
-  rounds_.Cancel();
+  CancelRound();
   checkpoints_.Stop(absl::AbortedError("the job is ending"));
   env_->Cancel(watch_timer_);
   env_->Cancel(progress_timer_);
   for (const ControlKey& key : std::exchange(resizers_, {})) {
     AnswerControl(key, absl::AbortedError("the job is ending"));
   }
-  // After a good end nodes go as soon as they are told: a scheduler that comes after this one has to
-  // know that, or it waits for them in vain. But not at any price.
-  if (opening || !result_.ok()) {
-    if (!opening) journal_.Save([] {});
-    return TellStop();
-  }
+  // Another job's state, or none that can be read, is left for whoever knows what it is.
+  if (!owns_state_) return TellStop();
+  // Nodes go as soon as they are told: a scheduler that comes after this one has to know that, or
+  // it waits for them in vain. And if that one is there already, it is not for this one to tell
+  // them. But not at any price.
   end_timer_ = env_->After(kSaveDeadline, [this] { TellStop(); });
   journal_.Save([this] { TellStop(); });
 }
@@ -197,6 +197,10 @@ void SchedulerNode::Impl::Finish() {
   }
   observer_->OnFinish(summary);
   ended_ = true;
+  if (!owns_state_) {
+    end_timer_ = env_->After(kLinger, [this] { End(); });
+    return;
+  }
   // That nothing is left to do is to be known to the next scheduler; but not at any price.
   end_timer_ = env_->After(kSaveDeadline, [this] { End(); });
   journal_.Save([this] {
@@ -211,10 +215,12 @@ void SchedulerNode::Impl::End() {
 
 // The job is another scheduler's: nobody is told to stop.
 void SchedulerNode::Impl::OnDeposed(const absl::Status& status) {
-  if (phase_ == Phase::kStopping) return;
+  if (stop_told_) return;
+  env_->Cancel(end_timer_);
+  stop_told_ = true;  // by the other, if at all
   phase_ = Phase::kStopping;
   result_ = status;
-  rounds_.Cancel();
+  CancelRound();
   checkpoints_.Stop(status);
   env_->Cancel(watch_timer_);
   env_->Cancel(progress_timer_);

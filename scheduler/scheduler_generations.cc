@@ -54,7 +54,8 @@ void SchedulerNode::Impl::OnOpened(absl::StatusOr<std::optional<std::string>> fo
   started_ = env_->Now();
   if (phase_ != Phase::kOpening) return;  // stopped meanwhile
   if (!found.ok()) return StopAll(found.status());
-  if (!found->has_value()) return FindRestore();
+  owns_state_ = !found->has_value();
+  if (owns_state_) return FindRestore();
   pb::SchedulerState state;
   if (!state.ParseFromString(**found) || state.format() != kSchedulerStateFormat) {
     return StopAll(absl::DataLossError(absl::StrFormat(
@@ -67,6 +68,7 @@ void SchedulerNode::Impl::OnOpened(absl::StatusOr<std::optional<std::string>> fo
                         "own place for it",
                         state.job(), options_.job)));
   }
+  owns_state_ = true;
   if (state.ended()) return FindRestore();  // of a run that came to its end
   GoOn(state);
 }
@@ -213,7 +215,7 @@ void SchedulerNode::Impl::RollBack(const absl::Status& verdict, const std::strin
                                         verdict.message(), reason, cluster().max_restarts())));
   }
   tally_.CountRestart();
-  rounds_.Cancel();
+  CancelRound();
   checkpoints_.Pause();
   ++counting_;
   phase_ = Phase::kTraining;
@@ -321,6 +323,7 @@ void SchedulerNode::Impl::BeginGeneration() {
   unsettled_ = !plan.settled;
   end_asked_ = end_written_ = false;
   rank_beats_.clear();
+  failures_.clear();  // ticks count from where all begin
   slow_.Clear();
   UpdateSpares();
   let_go_.clear();

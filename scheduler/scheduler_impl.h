@@ -46,6 +46,7 @@ class SchedulerNode::Impl {
   void Start();
   void Stop(const absl::Status& status) { StopAll(status); }
   void RequestCheckpoint();
+  bool owns_state() const { return owns_state_; }
 
  private:
   enum class Phase { kOpening, kGathering, kAssigning, kTraining, kCounting, kStopping };
@@ -61,6 +62,9 @@ class SchedulerNode::Impl {
   void Refuse(NodeId from, const Frame& request, const std::string& name,
               const absl::Status& status);
   void OnRegister(NodeId from, const Frame& request);
+  bool CanAnswerRegister() const {
+    return Running() && published_.map().epoch() > 0 && !restoring_;
+  }
   void AnswerRegister(const Member& worker, const pb::FrameHeader& request);
   void OnHeartbeat(NodeId from, const Frame& request);
   void NoteBeat(NodeId from, const pb::Heartbeat& beat);
@@ -91,6 +95,8 @@ class SchedulerNode::Impl {
   PlanInput MakePlanInput();
   bool Exact() const;  // a logical worker can be moved without changing what is computed
   void RequestRound(bool urgent);
+  // Also one that is still being saved.
+  void CancelRound();
   void PlanRound();
   void Apply(const Plan& plan);
   void RunRound(bool generation);
@@ -152,14 +158,15 @@ class SchedulerNode::Impl {
   CheckpointCoordinator checkpoints_;
   SlowWorkers slow_;
   Phase phase_ = Phase::kOpening;
-  absl::Duration started_, training_since_;
+  absl::Duration started_, training_since_, last_watch_;
   absl::Duration last_refusal_ = -absl::InfiniteDuration();  // that was told
   pb::Register tables_;  // what the first worker needs; all must agree
   bool have_tables_ = false;
   uint32_t servers_wanted_;                       // processes that shall hold partitions
   std::map<NodeId, pb::FrameHeader> registered_;  // parked REGISTERs, to be answered with a map
-  pb::Assignment assignment_;  // of the newest round, complete or not; epoch 0: none yet
-  pb::Assignment published_;   // of the newest that all servers follow: what workers may know
+  std::set<NodeId> registering_;  // are answered once it is saved that they are ready
+  pb::Assignment assignment_;     // of the newest round, complete or not; epoch 0: none yet
+  pb::Assignment published_;      // of the newest that all servers follow: what workers may know
   std::optional<pb::Restore> resumed_from_;  // what the first generation began from
   std::optional<pb::CheckpointManifest> restored_manifest_;
   std::vector<uint64_t> committed_;  // steps of this job's checkpoints, ascending
@@ -197,6 +204,7 @@ class SchedulerNode::Impl {
   uint64_t counting_ = 0;                         // counts attempts
   std::set<NodeId> counted_;                      // servers whose counts are in the tally
   absl::Status result_;
+  bool owns_state_ = false;  // what the store holds, if anything, is this job's and readable
   bool stop_told_ = false;
   size_t stops_open_ = 0;
   bool ended_ = false;

@@ -53,7 +53,7 @@ void SchedulerNode::Impl::OnDead(NodeId node, const std::string& cause,
       return;
     }
     // Who was told of partitions already is told of others in another generation.
-    rounds_.Cancel();
+    CancelRound();
     phase_ = Phase::kGathering;
     TryAssign();
     return;
@@ -120,6 +120,7 @@ void SchedulerNode::Impl::Forget(const Member& member) {
   const NodeId node = member.node;  // `member` may be in what is removed
   detector_.Clear(node);
   registered_.erase(node);
+  registering_.erase(node);
   let_go_.erase(node);
   members_.Remove(node);
 }
@@ -165,13 +166,18 @@ void SchedulerNode::Impl::RequestRound(bool urgent) {
   if (!Running() || restoring_ || assignment_.map().epoch() == 0) return;
   round_wanted_ = true;
   if (round_open_ && !urgent) return;
-  if (urgent) rounds_.Cancel();
+  if (urgent) CancelRound();
   if (round_timer_ != kNoTimer) return;
   // What dies together is looked at together.
   round_timer_ = env_->After(absl::ZeroDuration(), [this] {
     round_timer_ = kNoTimer;
     PlanRound();
   });
+}
+
+void SchedulerNode::Impl::CancelRound() {
+  ++round_;
+  rounds_.Cancel();
 }
 
 void SchedulerNode::Impl::PlanRound() {
@@ -286,6 +292,7 @@ std::vector<Rounds::Target> SchedulerNode::Impl::WorkersToTell() {
   const std::map<NodeId, pb::FrameHeader> registered = std::exchange(registered_, {});
   for (const Member* member : members_.all()) {
     if (member->role != pb::WORKER || !member->ready) continue;
+    if (registering_.contains(member->node)) continue;  // gets this one soon
     auto waiting = registered.find(member->node);
     if (waiting != registered.end()) {
       AnswerRegister(*member, waiting->second);

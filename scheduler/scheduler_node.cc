@@ -35,7 +35,7 @@ SchedulerNode::Impl::Impl(Env* env, Transport* transport, Options options, RunOb
       rpc_(env, transport),
       members_(options_.job, options_.experiment.cluster()),
       tally_(options_.experiment),
-      detector_(&rpc_, absl::Milliseconds(cluster().heartbeat_ms()),
+      detector_(env, transport, &rpc_, absl::Milliseconds(cluster().heartbeat_ms()),
                 [this](NodeId node) { OnGone(node); }),
       rounds_(env, &rpc_, absl::Milliseconds(cluster().start_timeout_ms()),
               {.on_servers_ready = [this](const pb::Assignment& ready) { OnServersReady(ready); },
@@ -88,8 +88,10 @@ void SchedulerNode::Impl::Start() {
     }
   });
   observer_->OnStart(options_.job, options_.experiment);
+  last_watch_ = env_->Now();
   watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
   if (options_.store == nullptr) {
+    owns_state_ = true;
     FindRestore();
     return;
   }
@@ -206,8 +208,16 @@ void SchedulerNode::Impl::OnRegister(NodeId from, const Frame& request) {
   const bool is_new = !member->ready;
   member->ready = true;
   if (is_new) Event(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
-  if (Running() && published_.map().epoch() > 0 && !restoring_) {
-    AnswerRegister(*member, request.header);
+  if (CanAnswerRegister()) {
+    // A scheduler that comes back must know whom it may give work.
+    registering_.insert(from);
+    journal_.Save([this, from, header = request.header] {
+      registering_.erase(from);
+      const Member* worker = members_.Find(from);
+      if (worker == nullptr || phase_ == Phase::kStopping) return;
+      if (CanAnswerRegister()) return AnswerRegister(*worker, header);
+      registered_[from] = header;
+    });
   } else {
     registered_[from] = request.header;
     rpc_.ReplyParked(from, request.header, absl::StrCat("the other nodes (", Awaited(), ")"));
@@ -245,6 +255,8 @@ void SchedulerNode::Impl::OnHeartbeat(NodeId from, const Frame& request) {
 }
 
 void SchedulerNode::Impl::NoteBeat(NodeId from, const pb::Heartbeat& beat) {
+  // Until everybody begins again, trainers of the generation before beat on.
+  if (restoring_ || (round_open_ && generation_round_)) return;
   const auto note = [&](uint32_t rank, const pb::Heartbeat& of_rank) {
     auto& [node, known] = rank_beats_[rank];
     if (node == from && of_rank.samples() < known.samples()) return;
@@ -377,6 +389,12 @@ void SchedulerNode::Impl::OnWatch() {
   watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
   const absl::Duration now = env_->Now();
   const absl::Duration allowed = absl::Milliseconds(cluster().node_timeout_ms());
+  // Timers run before messages are read: after this process itself has stood still, what the others
+  // have said meanwhile is still to come.
+  if (now - std::exchange(last_watch_, now) > Watch() + allowed / 2) {
+    members_.HeardAll(now);
+    return;
+  }
   while (Member* silent = members_.Silent(now, allowed)) {
     const absl::Duration silence = now - silent->last_heard;
     silent->last_heard = absl::InfiniteDuration();
@@ -387,7 +405,9 @@ void SchedulerNode::Impl::OnWatch() {
            absl::UnavailableError(absl::StrCat(silent->Describe(true), " ", cause, " ", Where())));
     if (phase_ == Phase::kStopping) return;
   }
-  const bool starting = phase_ == Phase::kGathering || phase_ == Phase::kAssigning;
+  // One that reads a checkpoint may take its time.
+  const bool starting =
+      phase_ == Phase::kGathering || (phase_ == Phase::kAssigning && !rounds_.parked());
   if (starting && now - started_ > absl::Milliseconds(cluster().start_timeout_ms())) {
     StopAll(absl::DeadlineExceededError(
         absl::StrFormat("the job did not start within start_timeout_ms %d; %s",
@@ -462,5 +482,6 @@ SchedulerNode::~SchedulerNode() = default;
 void SchedulerNode::Start() { impl_->Start(); }
 void SchedulerNode::Stop(const absl::Status& status) { impl_->Stop(status); }
 void SchedulerNode::RequestCheckpoint() { impl_->RequestCheckpoint(); }
+bool SchedulerNode::owns_state() const { return impl_->owns_state(); }
 
 }  // namespace parley

@@ -55,6 +55,10 @@ class SchedulerNode {
   // Writes a checkpoint as soon as may be (a signal); an event says what became of it.
   void RequestCheckpoint();
 
+  // Whether what the store holds is this job's to replace and remove. False: it is another job's,
+  // or cannot be read, or has not been looked at.
+  bool owns_state() const;
+
  private:
   class Impl;
   std::unique_ptr<Impl> impl_;

@@ -102,6 +102,8 @@ class SimNetwork::SimTransport : public Transport {
     if (gone_) gone_(peer);
   }
 
+  void Forget(NodeId peer) { heard_.erase(peer); }
+
   bool alive() const { return env_->alive(); }
 
   // The bytes as they are now, at delivery.
@@ -218,13 +220,15 @@ void SimNetwork::TellGone(NodeId dead) {
     }
     if (world_->RandomUnit() < kHintLost) continue;
     world_->Schedule(world_->RandomDuration(options_.min_delay, options_.max_delay),
-                     [this, observer = node, peer] { Gone(observer, peer); });
+                     [this, observer = node, dead, peer] { Gone(observer, dead, peer); });
   }
 }
 
-void SimNetwork::Gone(NodeId observer, NodeId peer) {
+void SimNetwork::Gone(NodeId observer, NodeId dead, NodeId peer) {
   auto found = by_node_.find(observer);
-  if (found != by_node_.end() && found->second->alive()) found->second->Gone(peer);
+  if (found == by_node_.end() || !found->second->alive()) return;
+  found->second->Forget(dead);
+  found->second->Gone(peer);
 }
 
 }  // namespace parley

@@ -67,7 +67,8 @@ class SimNetwork {
 
   // After SimEnv::Kill of a node that listened, or was heard from: those that connected to it, and
   // those it had connected to (which cannot tell who it was), hear from their transports that a
-  // connection broke - or, by chance, some do not.
+  // connection broke - or, by chance, some do not. To those that hear of it it is no peer any more
+  // unless they Connect to it.
   void TellGone(NodeId dead);
 
   // Called with every frame at its delivery, just before the receiver: for checkers.
@@ -95,7 +96,8 @@ class SimNetwork {
 
   void Launch(InFlight frame);
   void Deliver(const std::shared_ptr<InFlight>& frame);
-  void Gone(NodeId observer, NodeId peer);
+  // `peer`: `dead`, as far as the observer can tell.
+  void Gone(NodeId observer, NodeId dead, NodeId peer);
   bool IsCut(NodeId from, NodeId to) const;
   double Slowness(NodeId node) const;
   SimTransport* Find(const InFlight& frame) const;

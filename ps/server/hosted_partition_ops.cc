@@ -123,8 +123,13 @@ void HostedPartition::PublishStep(const PendingStep& pending, const StepInfo& in
     const bool present = c.incarnation == guard_.incarnation(c.worker);
     AddPush(c.worker, present ? c.sequence : 0, c.acked_below, c.weight, &op);
   }
+  const auto closes = [&](uint32_t worker) {
+    const std::vector<uint32_t>& closed = pending.step.closed;
+    return std::find(closed.begin(), closed.end(), worker) != closed.end();
+  };
   for (const Superseding& push : superseding_) {
-    if (push.tick != pending.step.tick) continue;
+    // Of one tick each worker has a step of its own where groups are a worker's.
+    if (push.tick != pending.step.tick || !closes(push.worker)) continue;
     AddPush(push.worker, push.sequence, push.acked_below, 0, &op);
     op.mutable_push(op.push_size() - 1)->set_superseded(true);
   }

@@ -169,6 +169,27 @@ TEST_F(HostedPartitionOpsTest, WhatAReplacedWorkerHasPushedBeforeIsNotTakenAgain
   EXPECT_EQ(backup_->counts().accepted, 5u);
 }
 
+// What was superseded travels with the gradient that it was superseded by, not with another
+// worker's step of the same tick: that gradient may be lost yet.
+TEST_F(HostedPartitionOpsTest, ASupersededPushIsToldWithItsOwnWorkersStep) {
+  Make(Workers(pb::Consistency::SSP, 4));
+  Push(1, 1, 2);  // ahead of tick 0, which is lost: held
+  primary_->OnWorker(1, 2);
+  Push(1, 1, 1, 2);
+  EXPECT_EQ(primary_->counts().superseded, 1u);
+  Push(0, 0, 1);
+  Push(0, 1, 2);
+  ASSERT_THAT(ops_, SizeIs(3));
+  EXPECT_EQ(ops_[2].op.tick(), 1u);
+  EXPECT_THAT(ops_[2].op.push(), SizeIs(1));
+  Push(1, 0, 2, 2);
+  ASSERT_THAT(ops_, SizeIs(5));
+  EXPECT_THAT(ops_[4].op.push(), SizeIs(2));
+  EXPECT_TRUE(ops_[4].op.push(1).superseded());
+  DeliverAll();
+  EXPECT_EQ(backup_->counts().superseded, 1u);
+}
+
 TEST_F(HostedPartitionOpsTest, APromotedBackupTakesWhatItsPrimaryOnlyHeld) {
   Make(Workers(pb::Consistency::BSP));
   Push(0, 0, 1);

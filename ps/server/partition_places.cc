@@ -49,7 +49,8 @@ absl::Status AddBackup(const pb::TableSpec& table, const pb::PartitionMap& map,
     return error("is named twice");
   }
   if (place.role == PartitionRole::kPrimary) {
-    place.backups.push_back({node, backup.synced(), shard.endpoint(), ShardName(shard)});
+    place.backups.push_back(
+        {node, backup.synced(), backup.since(), shard.endpoint(), ShardName(shard)});
   }
   return absl::OkStatus();
 }

@@ -16,6 +16,7 @@ namespace parley {
 struct BackupPlace {
   NodeId node = kNoNode;
   bool synced = false;   // as the map has it
+  uint64_t since = 0;    // pb::Backup's: another one at the same node is another copy
   std::string endpoint;  // where it is reached
   std::string name;      // "server 1 shard 0 (tcp://10.0.0.3:41234)", for people
 };

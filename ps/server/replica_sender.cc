@@ -66,6 +66,7 @@ void ReplicaSender::Restart(absl::Duration delay) {
   CancelCalls();
   GiveTurnBack();
   queue_.clear();
+  queued_bytes_ = 0;
   sent_ = 0;
   sent_bytes_ = 0;
   snapshot_.reset();
@@ -85,8 +86,10 @@ void ReplicaSender::BeginSync() {
   } catch (const std::bad_alloc&) {
     host_->Log(absl::StrFormat("no memory to bring up %s; it is tried again", Name()));
     Restart(kPause);
+    LetGo();
     return;
   }
+  snapshot_bytes_ = snapshot_->total_bytes();
   state_ = State::kSyncing;
   attempt_ = host_->NextAttempt();
   message_ = Frame();
@@ -115,7 +118,8 @@ void ReplicaSender::OnSyncAnswer(const absl::Status& status) {
   if (absl::IsDeadlineExceeded(status)) return SendSync();
   if (!status.ok()) {
     host_->Log(absl::StrFormat("%s refused its state: %s", Name(), status.ToString()));
-    return Restart(kPause);
+    Restart(kPause);
+    return LetGo();
   }
   if (!snapshot_->done()) {
     message_ = Frame();
@@ -142,13 +146,27 @@ void ReplicaSender::OnSynced() {
 
 void ReplicaSender::Enqueue(std::shared_ptr<const SharedOp> op) {
   if (state_ == State::kWaiting) return;  // the snapshot will hold it
-  if (queue_.size() >= kMaxQueued) {
-    host_->Log(absl::StrFormat("%s is %d operations behind; it is brought up anew", Name(),
-                               queue_.size()));
+  if (IsFull(*op)) {
+    host_->Log(absl::StrFormat("%s is %d operations behind, of %d bytes; it is brought up anew",
+                               Name(), queue_.size(), queued_bytes_));
+    // The next time there would be no fewer: they wait for it.
+    holds_back_ = true;
     return Restart(kPause);
   }
+  queued_bytes_ += op->bytes();
   queue_.push_back({std::move(op), std::nullopt, 0, false});
   if (state_ == State::kFollowing) SendOps();
+}
+
+// What waits for a copy that counts is bounded by what workers may send ahead.
+bool ReplicaSender::IsFull(const SharedOp& op) const {
+  if (queue_.size() >= kMaxQueued) return true;
+  return !counts() && queued_bytes_ + op.bytes() > std::max(kMaxQueuedBytes, snapshot_bytes_);
+}
+
+// It cannot be brought up now: what was held back for it need not wait.
+void ReplicaSender::LetGo() {
+  if (std::exchange(holds_back_, false)) host_->OnProgress(table_, partition_);
 }
 
 void ReplicaSender::SendOps() {
@@ -197,6 +215,7 @@ void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
     while (!queue_.empty() && queue_.front().op->index <= index) {
       if (queue_.front().call) rpc_->Cancel(*queue_.front().call);
       sent_bytes_ -= queue_.front().op->bytes();
+      queued_bytes_ -= queue_.front().op->bytes();
       --sent_;
       queue_.pop_front();
     }
@@ -216,12 +235,9 @@ void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
 }
 
 void ReplicaSender::OnMap(bool synced) {
-  if (synced) {
-    counts_ = true;
-  } else if (state_ != State::kFollowing) {
-    // The scheduler knows that it lacks something and will not promote it: nothing waits for it.
-    counts_ = false;
-  }
+  // A map that does not call it synced says what the scheduler knew when it made the map; it may
+  // have been told since.
+  counts_ |= synced;
   told_synced_ = synced;
   // What is still to be told is told of this map.
   for (size_t i = 1; i < news_.size(); ++i) news_[i].set_epoch(host_->epoch());

@@ -5,17 +5,21 @@
 //   ----------+----------------------------------------+-------------------------------+----------
 //   kWaiting  | its turn has come                      | snapshot; SYNC, one at a time | kSyncing
 //   kSyncing  | the last SYNC is acknowledged          | send what came meanwhile;     | kFollowing
-//             |                                        | from now on it counts         |
+//             |                                        | from now on it counts, always |
 //   kSyncing  | refused                                | anew, a little later          | kWaiting
 //   kFollowing| it has all that is durable             | tell SYNCED                   | same
 //   kFollowing| its checksum differs, or it lacks state| tell DIVERGED; bring it up    | kWaiting
 //   any but   | more than kMaxQueued operations wait   | forget them; bring it up      | kWaiting
 //   kWaiting  |                                        |                               |
+//   kSyncing  | or, before it counts, more bytes wait  | the same; it holds operations | kWaiting
+//             | than the snapshot has                  | back until it is brought up   |
 //   any       | refused as stale (the fence)           | again with the next map       | same
 //
-// A copy that counts holds operations back from being durable until it has acknowledged them. What
-// does not answer is tried again until a new map drops it: who is dead is the scheduler's to say.
-// Owned by one loop; not thread-safe.
+// A copy that counts holds operations back from being durable until it has acknowledged them. Once
+// it has counted it does so as long as this lives, whatever a map says: the scheduler may hear
+// late, or twice, that it is complete, and promote it. While it is brought up anew it has what it
+// had. What does not answer is tried again until a new map drops it: who is dead is the scheduler's
+// to say. Owned by one loop; not thread-safe.
 #ifndef PARLEY_PS_SERVER_REPLICA_SENDER_H_
 #define PARLEY_PS_SERVER_REPLICA_SENDER_H_
 
@@ -68,6 +72,8 @@ class ReplicaSender {
  public:
   // Operations that wait for one copy; past that a snapshot is cheaper, and bounded.
   static constexpr size_t kMaxQueued = 1024;
+  // Their bytes while nothing waits for the copy, or as many as the snapshot has if that is more.
+  static constexpr uint64_t kMaxQueuedBytes = uint64_t{64} << 20;
   // Of them on their way; at least one.
   static constexpr size_t kMaxInFlight = 64;
   static constexpr uint64_t kMaxInFlightBytes = uint64_t{8} << 20;
@@ -85,7 +91,8 @@ class ReplicaSender {
   void OnMap(bool synced);
 
   NodeId node() const { return place_.node; }
-  bool counts() const { return counts_; }
+  uint64_t since() const { return place_.since; }
+  bool counts() const { return counts_ || holds_back_; }
   uint64_t acknowledged() const { return acknowledged_; }  // this and all before
 
  private:
@@ -98,6 +105,8 @@ class ReplicaSender {
   };
 
   void Restart(absl::Duration delay);
+  bool IsFull(const SharedOp& op) const;
+  void LetGo();
   void BeginSync();
   void SendSync();
   void OnSyncAnswer(const absl::Status& status);
@@ -119,11 +128,13 @@ class ReplicaSender {
   const BackupPlace place_;
 
   State state_ = State::kWaiting;
-  bool counts_;
-  bool told_synced_;  // the map says so, or the scheduler was told
+  bool counts_;              // it may be believed to be complete; never taken back
+  bool holds_back_ = false;  // or it would never catch up
+  bool told_synced_;         // the map says so, or the scheduler was told
   uint64_t acknowledged_ = 0;
   // kSyncing: the snapshot, and its message that is on its way.
   std::optional<SnapshotReader> snapshot_;
+  uint64_t snapshot_bytes_ = 0;
   uint64_t attempt_ = 0;
   Frame message_;
   uint64_t message_epoch_ = 0;
@@ -132,7 +143,8 @@ class ReplicaSender {
   bool has_turn_ = false;
   uint64_t announce_at_ = 0;   // SYNCED is told when this much is acknowledged
   std::deque<Pending> queue_;  // ascending by index, not yet acknowledged
-  size_t sent_ = 0;            // so many at the front of it are on their way, or refused
+  uint64_t queued_bytes_ = 0;
+  size_t sent_ = 0;  // so many at the front of it are on their way, or refused
   uint64_t sent_bytes_ = 0;
   std::deque<pb::BackupNews> news_;  // the first one is being told
   TimerId timer_ = kNoTimer;

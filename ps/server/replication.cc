@@ -52,7 +52,7 @@ void Replication::SetCopies(uint32_t table, HostedPartition* partition,
   set.senders.clear();
   for (const BackupPlace& copy : copies) {
     const auto known = std::find_if(before.begin(), before.end(), [&](const auto& sender) {
-      return sender != nullptr && sender->node() == copy.node;
+      return sender != nullptr && sender->node() == copy.node && sender->since() == copy.since;
     });
     if (known != before.end()) {
       set.senders.push_back(std::move(*known));

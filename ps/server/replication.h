@@ -45,6 +45,7 @@ class Replication : public ReplicaHost {
   void SetEpoch(uint64_t epoch) { epoch_ = epoch; }
 
   // `partition`, a primary here, has these copies now: senders of those that it had already go on.
+  // One that a map between has dropped is another, though it is at the same node: it is empty.
   // Connected are the nodes already. `partition` must stay until Forget or Clear.
   void SetCopies(uint32_t table, HostedPartition* partition,
                  const std::vector<BackupPlace>& copies);

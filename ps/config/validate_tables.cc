@@ -55,13 +55,7 @@ class Finder {
     Codec("compression.push", dense.push(), push);
     // Backup workers do no harm here: who was passed over and holds an old version is sent the
     // weights whole.
-    const bool bsp = experiment_.consistency().mode() == pb::Consistency::BSP;
-    Codec("compression.pull", dense.pull(),
-          {.allows_residual = bsp,
-           .otherwise = absl::StrCat("with mode ",
-                                     pb::Consistency::Mode_Name(experiment_.consistency().mode()),
-                                     " readers hold no version that changes could be added to"),
-           .remedy = ", or mode BSP"});
+    Codec("compression.pull", dense.pull(), DensePulls());
     if (!HasEmbedding()) return;
     const std::string path = "model.layer[0].embedding.compression";
     const pb::Compression& sparse = experiment_.model().layer(0).embedding().compression();
@@ -74,6 +68,25 @@ class Finder {
     bool allows_residual = false;
     std::string otherwise = "", remedy = "";  // why not, and what else would help
   };
+
+  CodecUse DensePulls() const {
+    const pb::Consistency& consistency = experiment_.consistency();
+    if (consistency.mode() != pb::Consistency::BSP) {
+      return {
+          .otherwise = absl::StrCat("with mode ", pb::Consistency::Mode_Name(consistency.mode()),
+                                    " readers hold no version that changes could be added to"),
+          .remedy = ", or mode BSP"};
+    }
+    // Who is passed over reads what is newest, even if no copy has it yet. If that is lost, the
+    // step is made again, maybe of other pushes, under the same version.
+    if (experiment_.cluster().replicas() > 0 && consistency.backup_workers() > 0) {
+      return {.otherwise =
+                  "with cluster.replicas and consistency.backup_workers a reader may hold a "
+                  "version that a failover makes another, to which changes do not apply",
+              .remedy = ", or backup_workers 0, or replicas 0"};
+    }
+    return {.allows_residual = true};
+  }
 
   void Add(std::string path, std::string what, std::string allowed) {
     problems_->push_back({std::move(path), std::move(what), std::move(allowed)});

@@ -103,6 +103,18 @@ TEST(Compression, ChangesMayBePulledWithBackupWorkers) {
   }
 }
 
+// Without copies. With them that version may be lost, and made again of other pushes.
+TEST(Compression, ChangesMayNotBePulledWithBackupWorkersAndCopies) {
+  const std::string backup = "consistency.backup_workers=1", copies = "cluster.replicas=1";
+  const std::string servers = "cluster.servers=2", pull = "compression.pull=int8";
+  EXPECT_THAT(Errors(kDense, {backup, copies, servers, pull}),
+              ElementsAre(testing::AllOf(HasSubstr("field 'compression.pull'"),
+                                         HasSubstr("a failover makes another"),
+                                         HasSubstr("or backup_workers 0, or replicas 0"))));
+  EXPECT_THAT(Errors(kDense, {copies, servers, pull}), ElementsAre());
+  EXPECT_THAT(Errors(kDense, {backup, copies, servers, "compression.pull=fp16"}), ElementsAre());
+}
+
 TEST(Compression, OfAnEmbedding) {
   const auto errors = [](const std::string& compression) {
     return Errors(Replaced(kSparse, "dim: 8", "dim: 8 compression { " + compression + " }"));

@@ -38,11 +38,24 @@ void CheckpointCoordinator::Resume(bool generation_begins) {
   if (!enabled()) return;
   if (generation_begins) {
     base_.reset();
+    written_.reset();
     passed_ = 0;
+    exact_step_.reset();
+    exact_.clear();
   }
   active_ = true;
   if (timer_ == kNoTimer) ArmTimer();
   Arm();
+}
+
+void CheckpointCoordinator::NoteWritten(uint64_t step) {
+  written_ = step;
+  passed_ = std::max(passed_, step);
+}
+
+void CheckpointCoordinator::AfterCommit(absl::AnyInvocable<void()> then) {
+  if (stage_ != Stage::kCommitting) return then();
+  after_commit_ = std::move(then);
 }
 
 void CheckpointCoordinator::ArmTimer() {
@@ -87,12 +100,18 @@ void CheckpointCoordinator::Request(Written written) {
         "this job has no directory for checkpoints: set checkpoints.directory"));
     return;
   }
+  if (requests_.size() >= kMaxRequests) {
+    written(absl::FailedPreconditionError(
+        absl::StrFormat("%d requests for one wait already, and no more are taken", kMaxRequests)));
+    return;
+  }
   requests_.push_back(std::move(written));
   Arm();
 }
 
 void CheckpointCoordinator::RequestStep(uint64_t step, Written written) {
-  if (base_.has_value() && base_step_ == step && stage_ != Stage::kCommitting) {
+  if (written_ == step ||
+      (base_.has_value() && base_step_ == step && stage_ != Stage::kCommitting)) {
     written(step);
     return;
   }
@@ -283,7 +302,9 @@ void CheckpointCoordinator::Commit() {
         if (!pruned.ok()) outcome->trouble = std::string(pruned.message());
       },
       [this, alive = alive_, outcome] {
-        if (*alive) OnCommitted(attempt_, outcome->committed, outcome->trouble);
+        if (!*alive) return;
+        OnCommitted(attempt_, outcome->committed, outcome->trouble);
+        if (*alive && after_commit_) std::exchange(after_commit_, nullptr)();
       });
 }
 

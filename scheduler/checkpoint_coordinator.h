@@ -56,14 +56,19 @@ class CheckpointCoordinator {
   ~CheckpointCoordinator();
 
   // The partitions are where the view says, and stay there until Pause. `generation_begins`: nobody
-  // has saved anything yet.
+  // has saved anything yet; who has asked for an exact step is forgotten, and not told.
   void Resume(bool generation_begins);
+  // What an earlier scheduler has written of this generation, the newest: it is not written again.
+  void NoteWritten(uint64_t step);
+  // `then` runs when no checkpoint is being committed: soon after Pause, or at once.
+  void AfterCommit(absl::AnyInvocable<void()> then);
   // Partitions move: an attempt under way is given up, and made again after Resume.
   void Pause();
   // Nothing more is wanted; who waits is told.
   void Stop(const absl::Status& reason);
 
-  // As soon as may be. kFailedPrecondition: checkpoints have no directory.
+  // As soon as may be. kFailedPrecondition: checkpoints have no directory, or kMaxRequests wait
+  // already.
   void Request(Written written);
   // Of exactly this step, which all partitions have reached or will.
   void RequestStep(uint64_t step, Written written);
@@ -71,6 +76,7 @@ class CheckpointCoordinator {
   bool enabled() const { return !options_.root.empty(); }
 
  private:
+  static constexpr size_t kMaxRequests = 64;
   enum class Stage { kNone, kPreparing, kWriting, kCommitting };
   struct Attempt {
     uint64_t id = 0;
@@ -111,6 +117,8 @@ class CheckpointCoordinator {
   uint64_t passed_ = 0;     // no periodic step up to this is tried (again)
   uint64_t base_step_ = 0;  // newest checkpoint of this generation
   std::optional<pb::CheckpointManifest> base_;
+  std::optional<uint64_t> written_;  // NoteWritten
+  absl::AnyInvocable<void()> after_commit_;
   uint32_t margin_ = 0;  // steps past the furthest worker for a request; 0: the usual
   bool due_ = false;     // by minutes
   std::vector<Written> requests_;

@@ -250,16 +250,16 @@ void SchedulerNode::Impl::OnControl(NodeId from, const Frame& request) {
                                                                  : "has not begun yet"));
   }
   if (status.ok() && control.has_servers()) status = CheckResize(control.servers());
+  if (status.ok() && !MakeRoomForControl()) {
+    status = absl::FailedPreconditionError(
+        absl::StrFormat("%d requests wait already, and no more are taken", kMaxControls));
+  }
   if (!status.ok()) {
     rpc_.ReplyError(from, request.header, status);
     return;
   }
   controls_[key] = std::nullopt;
   control_order_.push_back(key);
-  if (control_order_.size() > kMaxControls) {
-    controls_.erase(control_order_.front());
-    control_order_.pop_front();
-  }
   rpc_.ReplyParked(from, request.header, "the job to get there");
   if (control.has_servers()) {
     Event(absl::StrFormat("%d servers shall hold the partitions; so far it was %d",
@@ -277,6 +277,18 @@ void SchedulerNode::Impl::OnControl(NodeId from, const Frame& request) {
         absl::StrFormat("checkpoint of step %d written in %s", *written, options_.checkpoint_root));
     AnswerControl(key, answer);
   });
+}
+
+// What was answered first is forgotten first. False: all of them still wait.
+bool SchedulerNode::Impl::MakeRoomForControl() {
+  if (control_order_.size() < kMaxControls) return true;
+  auto answered =
+      std::find_if(control_order_.begin(), control_order_.end(),
+                   [this](const ControlKey& key) { return controls_[key].has_value(); });
+  if (answered == control_order_.end()) return false;
+  controls_.erase(*answered);
+  control_order_.erase(answered);
+  return true;
 }
 
 void SchedulerNode::Impl::AnswerControl(ControlKey key,

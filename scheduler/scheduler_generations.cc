@@ -103,6 +103,20 @@ void SchedulerNode::Impl::FindRestore() {
       });
 }
 
+// What the job is to begin from was found by an earlier scheduler; what it needs is checked by this
+// one.
+void SchedulerNode::Impl::ReadRestore() {
+  auto read = std::make_shared<absl::StatusOr<pb::CheckpointManifest>>(absl::UnknownError(""));
+  env_->Offload([files = files_, directory = resumed_from_->directory(),
+                 read] { *read = ReadManifest(files, directory); },
+                [this, alive = alive_, read] {
+                  if (!*alive || phase_ != Phase::kOpening) return;
+                  if (!read->ok()) return StopAll(read->status());
+                  restored_manifest_ = **read;
+                  BeginGathering();
+                });
+}
+
 void SchedulerNode::Impl::BeginGathering() {
   phase_ = Phase::kGathering;
   started_ = env_->Now();
@@ -142,14 +156,15 @@ void SchedulerNode::Impl::GoOn(const pb::SchedulerState& state) {
   if (!state.has_assignment()) {
     // Workers ask again to be registered.
     for (Member* member : members_.all()) member->ready = false;
-    phase_ = Phase::kGathering;
     tally_.Load(state.tally());
     Event("the scheduler is back; the job has not begun yet");
-    return;
+    if (resumed_from_.has_value()) return ReadRestore();
+    return BeginGathering();
   }
   assignment_ = state.assignment();
   tally_.BeginGeneration(assignment_.generation(), assignment_.restore().step());
   tally_.Load(state.tally());
+  if (!committed_.empty()) checkpoints_.NoteWritten(committed_.back());
   phase_ = Phase::kTraining;
   training_since_ = env_->Now();
   if (state.has_stop()) {
@@ -227,7 +242,10 @@ void SchedulerNode::Impl::RollBack(const absl::Status& verdict, const std::strin
   restoring_since_ = env_->Now();
   restore_reason_ = reason;
   verdict_ = verdict;
-  FindCheckpointForRollBack();
+  // One that is being committed counts, too.
+  checkpoints_.AfterCommit([this] {
+    if (restoring_ && phase_ != Phase::kStopping) FindCheckpointForRollBack();
+  });
 }
 
 // Of this job's own: there may be others in the directory, newer ones, too.

@@ -111,6 +111,7 @@ class SchedulerNode::Impl {
   // scheduler_generations.cc
   void OnOpened(absl::StatusOr<std::optional<std::string>> found);
   void FindRestore();
+  void ReadRestore();
   void BeginGathering();
   void GoOn(const pb::SchedulerState& state);
   std::string SaveState();
@@ -137,6 +138,7 @@ class SchedulerNode::Impl {
   using ControlKey = std::pair<NodeId, uint64_t>;  // who asks, and its request id
   void AnswerControl(ControlKey key, const absl::StatusOr<pb::ControlAnswer>& answer);
   absl::Status CheckResize(uint32_t servers);
+  bool MakeRoomForControl();
 
   // Constant after construction.
   Env* const env_;

@@ -135,5 +135,113 @@ TEST_F(SchedulerCheckpointTest, AResumedJobBeginsFromItAndSaysWhatDiffers) {
   EXPECT_THAT(std::string(end_->message()), HasSubstr("it is of 2 workers, cluster.workers is 1"));
 }
 
+TEST_F(SchedulerCheckpointTest, TheOneAtTheEndIsOfTheGenerationThatEnds) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  std::vector<uint64_t> generations;
+  for (auto& node : nodes_) {
+    node->on_checkpoint = [&, node = node.get()](NodeId from, const Frame& frame) {
+      pb::CheckpointRequest request;
+      EXPECT_TRUE(request.ParseFromString(frame.header.body()));
+      generations.push_back(request.generation());
+      node->rpc->ReplyParked(from, frame.header, "the step to come");
+    };
+  }
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Milliseconds(300));
+  EXPECT_THAT(generations, ::testing::Contains(1u));
+  Kill(1);
+  Run(absl::Seconds(5));
+  ASSERT_EQ(nodes_[0]->Last().generation(), 2u);
+  EXPECT_THAT(generations, ::testing::Each(1u));
+  // And at its own end it is asked for.
+  ServeCheckpoints();
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(10));
+}
+
+TEST_F(SchedulerCheckpointTest, OneThatIsBeingCommittedIsGoneBackTo) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_every_steps(3);
+  StartJob();
+  scheduler_env_->SetOffloadDelay(absl::Seconds(1), absl::Seconds(1));
+  ServeCheckpoints();
+  for (int i = 0; i < 100 && !files_.Exists(CheckpointDirectory(root_, 3)); ++i) {
+    Run(absl::Milliseconds(50));
+  }
+  EXPECT_THAT(Events(), ::testing::Not(HasSubstr("checkpoint of step 3")));
+  pb::Stop reason;
+  Frame frame;
+  frame.header.set_kind(pb::FAILED);
+  frame.header.set_body(reason.SerializeAsString());
+  nodes_[1]->rpc->Tell(kSchedulerNode, std::move(frame));
+  Run(absl::Milliseconds(20));
+  Kill(1);
+  Run(absl::Seconds(6));
+  ASSERT_EQ(nodes_[0]->Last().generation(), 2u);
+  EXPECT_EQ(nodes_[0]->Last().restore().step(), 3u) << Events();
+}
+
+TEST_F(SchedulerCheckpointTest, ASchedulerThatComesBackKnowsWhatIsWritten) {
+  root_ = "/checkpoints";
+  store_ = &memory_;
+  experiment_.mutable_checkpoints()->set_every_steps(5);
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  ServeCheckpoints();
+  Run(absl::Seconds(3));
+  EXPECT_EQ(requests_.back().step(), 10u);
+  requests_.clear();
+  scheduler_env_->Kill();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  StartScheduler();
+  Run(absl::Seconds(1));
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(2));
+  EXPECT_TRUE(requests_.empty());
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_TRUE(end_->ok()) << *end_;
+}
+
+TEST_F(SchedulerCheckpointTest,
+       ASchedulerThatComesBackBeforeTheJobBeganStillComparesTheCheckpoint) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  ServeCheckpoints();
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(end_.has_value());
+
+  nodes_.clear();
+  end_.reset();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  restore_ = root_;
+  store_ = &memory_;
+  experiment_.mutable_cluster()->set_workers(1);
+  StartScheduler();
+  Add(pb::SERVER);
+  Run(absl::Milliseconds(100));
+  scheduler_env_->Kill();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  StartScheduler();
+  Run(absl::Milliseconds(100));
+  Add(pb::SERVER);
+  Add(pb::WORKER);
+  Run(absl::Seconds(5));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(std::string(end_->message()), HasSubstr("it is of 2 workers, cluster.workers is 1"));
+}
+
 }  // namespace
 }  // namespace parley

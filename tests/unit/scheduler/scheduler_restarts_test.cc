@@ -9,14 +9,13 @@
 #include <vector>
 
 #include "proto/scheduler.pb.h"
+#include "ps/net/admission.h"
 #include "scheduler/scheduler_node.h"
 #include "tests/unit/scheduler/scheduler_testing.h"
 
 namespace parley {
 namespace {
 
-using ::testing::Contains;
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -225,6 +224,40 @@ TEST_F(SchedulerRestartTest, ARoundThatWasCalledOffIsNotSentOnceItIsSaved) {
   Add(pb::SERVER);
   Run(absl::Milliseconds(500));
   EXPECT_EQ(nodes_[0]->Last().generation(), 2u);
+}
+
+TEST_F(SchedulerRestartTest, AServerMayReadACheckpointForLongerThanStartTimeout) {
+  StartScheduler();
+  for (pb::Role role : {pb::SERVER, pb::SERVER, pb::WORKER, pb::WORKER}) Add(role);
+  bool read = false;
+  nodes_[0]->rpc->Handle(pb::ASSIGN, [&](NodeId from, Frame frame) {
+    if (read) return nodes_[0]->rpc->Reply(from, frame.header, Frame());
+    nodes_[0]->rpc->ReplyParked(from, frame.header, "the checkpoint to be read");
+  });
+  Run(absl::Seconds(35));  // start_timeout_ms is 10 s
+  EXPECT_FALSE(end_.has_value()) << *end_;
+  EXPECT_TRUE(nodes_[2]->assigned.empty());
+  read = true;
+  Run(absl::Seconds(5));
+  EXPECT_FALSE(nodes_[2]->assigned.empty());
+  EXPECT_THAT(Events(), HasSubstr("training starts"));
+}
+
+TEST_F(SchedulerRestartTest, RequestsThatWaitAreBounded) {
+  StartJob();
+  Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);
+  tool.rpc->SetIdentity(JobId("job"), 0, 0);
+  std::vector<std::string> said;
+  for (int i = 0; i < 70; ++i) {
+    pb::Control control;
+    control.set_servers(1);  // nobody says that the copies are there: it waits
+    tool.Ask(pb::CONTROL, control.SerializeAsString(), [&](absl::StatusOr<Frame> frame) {
+      said.push_back(frame.ok() ? "done" : std::string(frame.status().message()));
+    });
+  }
+  Run(absl::Milliseconds(500));
+  EXPECT_EQ(said.size(), 6u);
+  EXPECT_THAT(said, ::testing::Each(HasSubstr("64 requests wait already")));
 }
 
 }  // namespace

@@ -31,6 +31,10 @@ class ServerPlanner {
         plan_(plan),
         primaries_(input.servers.size(), 0),
         copies_(input.servers.size(), 0) {
+    std::map<std::string, int> numbers;
+    for (const PlanServer& server : input.servers) {
+      hosts_.push_back(numbers.emplace(server.host, numbers.size()).first->second);
+    }
     Read(current.map());
     ChooseServing();
   }
@@ -135,6 +139,15 @@ class ServerPlanner {
     return std::any_of(partition.backups.begin(), partition.backups.end(),
                        [&](const Copy& copy) { return servers[copy.shard].process == process; });
   }
+  // Whether a copy that stays is on the host of `shard`, apart from the primary if it is to go.
+  bool SharesHost(const Partition& partition, int shard, bool with_owner) const {
+    const auto same = [&](int other) {
+      return other != shard && Serves(other) && hosts_[other] == hosts_[shard];
+    };
+    if (with_owner && same(partition.owner)) return true;
+    return std::any_of(partition.backups.begin(), partition.backups.end(),
+                       [&](const Copy& copy) { return same(copy.shard); });
+  }
   size_t ServingBackups(const Partition& partition, bool synced_only) const {
     return std::count_if(partition.backups.begin(), partition.backups.end(), [&](const Copy& copy) {
       return Serves(copy.shard) && (copy.synced || !synced_only);
@@ -234,7 +247,10 @@ class ServerPlanner {
         for (int i = 0; i < static_cast<int>(partition.backups.size()); ++i) {
           const Copy& copy = partition.backups[i];
           if (!copy.synced || !Serves(copy.shard)) continue;
-          if (last < 0 || copies_[copy.shard] >= copies_[partition.backups[last].shard]) last = i;
+          const auto key = [&](int shard) {
+            return std::tuple(SharesHost(partition, shard, true), copies_[shard]);
+          };
+          if (last < 0 || key(copy.shard) >= key(partition.backups[last].shard)) last = i;
         }
         Drop(&partition, last);
       }
@@ -258,10 +274,13 @@ class ServerPlanner {
     });
   }
 
-  // The least loaded shard of a serving process that has no copy of the partition; or kNobody.
+  // The least loaded shard of a serving process that has no copy of the partition, on a host that
+  // has none if there is one; or kNobody.
   int PlaceFor(size_t table, const Partition& partition) const {
     int best = kNobody;
-    const auto key = [&](int s) { return std::tuple(copies_[s], of_table_[table][s], s); };
+    const auto key = [&](int s) {
+      return std::tuple(SharesHost(partition, s, true), copies_[s], of_table_[table][s], s);
+    };
     for (int s = 0; s < static_cast<int>(input_.servers.size()); ++s) {
       if (!Serves(s) || HasCopyOn(partition, ProcessOf(s), input_.servers)) continue;
       if (best == kNobody || key(s) < key(best)) best = s;
@@ -362,6 +381,7 @@ class ServerPlanner {
   // changes places with its copy: for a moment it would have no other.
   Move FindPartition(size_t t, int from, int to, bool calm) {
     Move move{t, nullptr, from, to, -1};
+    bool move_spreads = false;  // brings no two copies to one host: better than one that does
     for (Partition& partition : tables_[t]) {
       if (partition.owner != from || partition.backups.size() > desired_) continue;
       int swap = -1;
@@ -369,9 +389,11 @@ class ServerPlanner {
         if (partition.backups[i].shard == to && partition.backups[i].synced) swap = i;
       }
       if (swap >= 0 && calm) return {t, &partition, from, to, swap};
-      if (move.partition == nullptr && !HasCopyOn(partition, ProcessOf(to), input_.servers)) {
-        move.partition = &partition;
-      }
+      if (HasCopyOn(partition, ProcessOf(to), input_.servers)) continue;
+      const bool spread = !SharesHost(partition, to, false) || SharesHost(partition, from, false);
+      if (move.partition != nullptr && (move_spreads || !spread)) continue;
+      move.partition = &partition;
+      move_spreads = spread;
     }
     return move;
   }
@@ -386,6 +408,7 @@ class ServerPlanner {
   const PlanInput& input_;
   const uint64_t epoch_;
   Plan* const plan_;
+  std::vector<int> hosts_;  // by shard
   std::vector<std::vector<Partition>> tables_;
   std::set<uint64_t> serving_;              // processes
   size_t desired_ = 0;                      // backups of a partition

@@ -25,6 +25,7 @@ struct PlanServer {
   uint32_t shard = 0;
   std::string endpoint;
   uint32_t incarnation = 1;
+  std::string host = "";  // copies of a partition go to different ones, where there are
 };
 struct PlanWorker {
   NodeId node = kNoNode;

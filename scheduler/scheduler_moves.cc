@@ -18,6 +18,9 @@ bool KeepsNothing(const std::string& codec) {
   return codec.empty() || codec == "none" || codec == "fp16" || codec == "bf16";
 }
 
+// Of "host:pid" and "host:pid/shard".
+std::string HostOf(const std::string& name) { return name.substr(0, name.rfind(':')); }
+
 }  // namespace
 
 bool SchedulerNode::Impl::Endures() const { return cluster().max_restarts() > 0; }
@@ -130,7 +133,7 @@ bool SchedulerNode::Impl::Exact() const {
   for (const pb::TableSpec& table : tables_.table()) {
     if (!KeepsNothing(table.compression().push())) return false;
     const pb::Eviction& eviction = table.sparse().eviction();
-    if (eviction.min_frequency() > 0 || eviction.max_age() > 0 || eviction.max_rows() > 0) {
+    if (eviction.min_frequency() > 1 || eviction.max_age() > 0 || eviction.max_rows() > 0) {
       return false;
     }
   }
@@ -145,7 +148,8 @@ PlanInput SchedulerNode::Impl::MakePlanInput() {
                              .rank = server->rank,
                              .shard = server->shard,
                              .endpoint = server->endpoint,
-                             .incarnation = server->incarnation});
+                             .incarnation = server->incarnation,
+                             .host = HostOf(server->name)});
   }
   for (const Member* member : members_.all()) {
     if (member->role != pb::WORKER || !member->ready) continue;

@@ -274,5 +274,29 @@ TEST_F(PlannerTest, ASlowNodeGivesItsRankAway) {
   EXPECT_THAT(MakePlan(input_, start).next.worker_node(), ElementsAre(500u, 500u));
 }
 
+TEST_F(PlannerTest, CopiesGoToOtherHostsWhereThereAreSome) {
+  Servers({0, 1, 2, 3});
+  input_.replicas = 1;
+  input_.servers_wanted = 4;
+  for (PlanServer& server : input_.servers) server.host = server.rank < 2 ? "a" : "b";
+  const auto expect_apart = [&](const pb::Assignment& assignment) {
+    for (const std::string& place : Places(assignment)) {
+      EXPECT_NE(place[0] < '2', place[2] < '2') << place;
+    }
+  };
+  const pb::Assignment start = Settle(input_, Start({0, 1, 2, 3}, {16}, 1));
+  expect_apart(start);
+  // A host with one server alone takes all that the other's servers have.
+  Servers({0, 1, 2});
+  for (PlanServer& server : input_.servers) server.host = server.rank < 2 ? "a" : "b";
+  expect_apart(Settle(input_, start));
+  // And one host is better than no copy.
+  Servers({0, 1});
+  for (PlanServer& server : input_.servers) server.host = "a";
+  for (const std::string& place : Places(Settle(input_, Start({0, 1}, {4}, 1)))) {
+    EXPECT_EQ(place.size(), 3u) << place;
+  }
+}
+
 }  // namespace
 }  // namespace parley

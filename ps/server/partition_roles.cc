@@ -144,14 +144,6 @@ absl::Status PartitionRoles::Move(const pb::Assignment& assignment) {
   return absl::OkStatus();
 }
 
-void PartitionRoles::AddPeers(const HostedTable& table, std::set<NodeId>* peers) const {
-  for (const HostedPartition* partition : table.hosted()) {
-    for (const BackupPlace& backup : places_.at(table.id())[partition->index()].backups) {
-      peers->insert(backup.node);
-    }
-  }
-}
-
 void PartitionRoles::Activate(const pb::Assignment& assignment) {
   replication_->SetEpoch(assignment.map().epoch());
   for (const auto& [id, table] : tables_) {

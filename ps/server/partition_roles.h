@@ -58,9 +58,6 @@ class PartitionRoles {
   // and take pushes of these workers.
   void Activate(const pb::Assignment& assignment);
 
-  // The shards that `table`'s copies are at.
-  void AddPeers(const HostedTable& table, std::set<NodeId>* peers) const;
-
   // Gives up everything.
   void Clear();
 

@@ -34,7 +34,7 @@ void ServerNode::Impl::OnAssign(NodeId from, const Frame& request) {
       return Restore(assignment);
     }
   }
-  if (status.ok()) status = Activate(assignment);
+  if (status.ok()) Activate(assignment);
   FinishAssign(from, request.header, status);
 }
 
@@ -69,7 +69,9 @@ absl::Status ServerNode::Impl::Begin(const pb::Assignment& assignment) {
   context.pool = pool_;
   context.probe = options_.probe;
   context.counters = &counters_;
-  return roles_.Begin(assignment, context);
+  absl::Status status = roles_.Begin(assignment, context);
+  if (status.ok()) status = ConnectShards(assignment);
+  return status;
 }
 
 void ServerNode::Impl::Restore(const pb::Assignment& assignment) {
@@ -81,7 +83,7 @@ void ServerNode::Impl::Restore(const pb::Assignment& assignment) {
   restore_ = std::make_unique<RestoreTask>(env_, files_, pool_, assignment.restore(),
                                            std::move(items), [this](absl::Status status) {
                                              OrEnd(pb::ASSIGN, 0, [&] {
-                                               if (status.ok()) status = Activate(restoring_);
+                                               if (status.ok()) Activate(restoring_);
                                                FinishAssign(kSchedulerNode, assign_, status);
                                              });
                                              restore_.reset();
@@ -89,9 +91,12 @@ void ServerNode::Impl::Restore(const pb::Assignment& assignment) {
 }
 
 absl::Status ServerNode::Impl::Move(const pb::Assignment& assignment) {
+  // First, since it may fail: a move is made as a whole or not at all.
+  absl::Status status = ConnectShards(assignment);
+  if (!status.ok()) return status;
   const std::vector<HostedPartition*> before = roles_.primaries();
   row_counter_.Abandon();
-  absl::Status status = roles_.Move(assignment);
+  status = roles_.Move(assignment);
   if (status.ok() && roles_.primaries() != before) {
     checkpoints_.Abandon(absl::FailedPreconditionError("partitions have moved meanwhile"));
   }
@@ -99,9 +104,8 @@ absl::Status ServerNode::Impl::Move(const pb::Assignment& assignment) {
 }
 
 // The tables are as the map says: connects them with the others, lets workers in.
-absl::Status ServerNode::Impl::Activate(const pb::Assignment& assignment) {
-  absl::Status status = ConnectShards(assignment);
-  if (!status.ok()) return status;
+void ServerNode::Impl::Activate(const pb::Assignment& assignment) {
+  DisconnectShards(assignment);
   epoch_ = assignment.map().epoch();
   TakeWorkers(assignment);
   for (const auto& [id, table] : roles_.tables()) ConnectNorms(assignment, table.get());
@@ -109,7 +113,6 @@ absl::Status ServerNode::Impl::Activate(const pb::Assignment& assignment) {
   for (HostedPartition* partition : roles_.primaries()) partition->Resume();
   responder_.Release();
   LogAssignment();
-  return absl::OkStatus();
 }
 
 void ServerNode::Impl::FinishAssign(NodeId from, const pb::FrameHeader& request,
@@ -174,33 +177,41 @@ void ServerNode::Impl::TakeWorkers(const pb::Assignment& assignment) {
       absl::FailedPreconditionError("the worker was replaced"));
 }
 
-// To those that copies and norms are sent to.
+// To those that copies and norms will be sent to by this map.
 absl::Status ServerNode::Impl::ConnectShards(const pb::Assignment& assignment) {
-  std::map<NodeId, std::string> shards;
-  for (const pb::ShardAddress& shard : assignment.map().shard()) {
-    if (NodeId{shard.node()} != transport_->self()) {
-      shards.emplace(NodeId{shard.node()}, shard.endpoint());
+  const NodeId self = transport_->self();
+  std::map<NodeId, std::string> wanted;
+  for (const pb::TableSpec& spec : assignment.table()) {
+    absl::StatusOr<std::vector<PartitionPlace>> places = PlacesOf(spec, assignment.map(), self);
+    if (!places.ok()) return places.status();
+    for (const PartitionPlace& place : *places) {
+      for (const BackupPlace& backup : place.backups) wanted.emplace(backup.node, backup.endpoint);
     }
+    const HostedTable* table = roles_.Find(spec.id());
+    if (table == nullptr || !table->clips()) continue;
+    const NormExchange::Setup norms = table->NormSetup(assignment.map(), self);
+    if (norms.coordinator != self) wanted.emplace(norms.coordinator, norms.coordinator_endpoint);
   }
-  std::set<NodeId> wanted;
-  for (const auto& [id, table] : roles_.tables()) roles_.AddPeers(*table, &wanted);
-  for (const auto& [id, table] : roles_.tables()) {
-    const NodeId coordinator = table->NormSetup(assignment.map(), transport_->self()).coordinator;
-    if (table->clips() && coordinator != transport_->self()) wanted.insert(coordinator);
-  }
-  for (NodeId node : wanted) {
+  for (const auto& [node, endpoint] : wanted) {
     if (connected_.contains(node)) continue;
-    absl::Status status = transport_->Connect(node, shards[node]);
+    absl::Status status = transport_->Connect(node, endpoint);
     if (!status.ok()) return status;
     connected_.insert(node);
   }
-  // Those that the map has lost are not coming back under this name.
+  return absl::OkStatus();
+}
+
+// From those that the map has lost: they are not coming back under this name.
+void ServerNode::Impl::DisconnectShards(const pb::Assignment& assignment) {
+  std::set<NodeId> present;
+  for (const pb::ShardAddress& shard : assignment.map().shard()) {
+    present.insert(NodeId{shard.node()});
+  }
   std::erase_if(connected_, [&](NodeId node) {
-    if (shards.contains(node)) return false;
+    if (present.contains(node)) return false;
     transport_->Disconnect(node);
     return true;
   });
-  return absl::OkStatus();
 }
 
 void ServerNode::Impl::LogAssignment() {

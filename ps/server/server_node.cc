@@ -205,6 +205,11 @@ absl::Status ServerNode::Impl::Resolve(Frame* frame, TableRequest* request) {
 void ServerNode::Impl::OnLeave(NodeId from, const Frame& request) {
   pb::Leave leave;
   absl::Status status = CheckWorker(from, request.header);
+  // Meant are all partitions that this shard had by that map: some may have gone elsewhere, and
+  // only who knows that asks there.
+  if (status.ok() && request.header.epoch() < epoch_) {
+    status = AtEpoch(request.header, absl::StatusCode::kFailedPrecondition);
+  }
   if (status.ok()) status = ParseBody(request, &leave);
   if (!status.ok()) {
     rpc_.ReplyError(from, request.header, status);
@@ -261,6 +266,13 @@ void ServerNode::Impl::OnReplica(NodeId from, const Frame& request) {
   }
 }
 
+// Of this node alone, for ever: ranks are not, since a spare takes a dead server's place, and one
+// that stood still may wake up beside it and write.
+std::string ServerNode::Impl::FileName() const {
+  return absl::StrFormat("server-%d-%d-%016x.safetensors", rank_, options_.shard,
+                         Value(transport_->self()));
+}
+
 void ServerNode::Impl::OnCheckpoint(NodeId from, const Frame& request) {
   pb::CheckpointRequest checkpoint;
   absl::Status status = from == kSchedulerNode
@@ -276,8 +288,7 @@ void ServerNode::Impl::OnCheckpoint(NodeId from, const Frame& request) {
   if (!status.ok()) return rpc_.ReplyError(from, request.header, status);
   std::vector<HostedTable*> tables;
   for (const auto& [id, table] : roles_.tables()) tables.push_back(table.get());
-  checkpoints_.OnRequest(from, request.header, checkpoint,
-                         absl::StrFormat("server-%d-%d.safetensors", rank_, options_.shard), tables,
+  checkpoints_.OnRequest(from, request.header, checkpoint, FileName(), tables,
                          experiment_.consistency().mode() == pb::Consistency::BSP);
 }
 

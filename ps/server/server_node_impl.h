@@ -98,12 +98,13 @@ class ServerNode::Impl {
   absl::Status Begin(const pb::Assignment& assignment);
   void Restore(const pb::Assignment& assignment);
   absl::Status Move(const pb::Assignment& assignment);
-  absl::Status Activate(const pb::Assignment& assignment);
+  void Activate(const pb::Assignment& assignment);
   void FinishAssign(NodeId from, const pb::FrameHeader& request, const absl::Status& status);
   void AnswerAssign(NodeId from, const pb::FrameHeader& request);
   void GiveUp(const std::set<const HostedPartition*>& leaving);
   void TakeWorkers(const pb::Assignment& assignment);
   absl::Status ConnectShards(const pb::Assignment& assignment);
+  void DisconnectShards(const pb::Assignment& assignment);
   void LogAssignment();
   Worker MakeWorker(NodeId node, uint32_t incarnation) {
     return {node, incarnation, std::make_unique<KeyCache>(&own_pool_, options_.key_cache_bytes)};
@@ -124,6 +125,7 @@ class ServerNode::Impl {
   void OnNorm(NodeId from, const Frame& request);
   void OnReplica(NodeId from, const Frame& request);
   void OnCheckpoint(NodeId from, const Frame& request);
+  std::string FileName() const;
   pb::Heartbeat MakeHeartbeat();
   void OnCount(NodeId from, const Frame& request);
   pb::ServerCounts Counts() const;

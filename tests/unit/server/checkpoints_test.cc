@@ -110,7 +110,7 @@ TEST_F(CheckpointsTest, AStepIsSavedWhilePushesGoOnAndAGenerationBeginsFromIt) {
   PushTo(1, 2);
   PushAll(3);
   std::vector<pb::CheckpointFile> files = {Wait(&answers[0]), Wait(&answers[1])};
-  EXPECT_EQ(files[0].name(), "server-0-0.safetensors");
+  EXPECT_EQ(files[0].name(), "server-0-0-0000000000000064.safetensors");
   EXPECT_EQ(files[0].step(), 2u);
   EXPECT_EQ(files[0].partition_size(), 2);
   EXPECT_EQ(files[1].partition_size(), 1);

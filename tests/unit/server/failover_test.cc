@@ -327,6 +327,42 @@ TEST_F(FailoverTest, ACopyPromotedBehindItsNeighbourGetsTheNormOfTheStep) {
   EXPECT_TRUE(again[0] && again[0]->ok() && again[1] && again[1]->ok());
 }
 
+// Or the partition that went elsewhere would never hear of it.
+TEST_F(FailoverTest, ALeaveThatWasRoutedByAnOlderMapIsRefused) {
+  cluster_.AddDense(2);
+  cluster_.AddServer();
+  cluster_.AddServer();
+  pb::Assignment map = cluster_.Map(1, {0, 1});
+  cluster_.AddBackup(&map, 1, 0, false);
+  cluster_.AssignTo({0, 1}, map);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  cluster_.AssignTo({0, 1}, cluster_.Map(2, {0, 0}));
+  Request leave(pb::LEAVE, 0);
+  pb::Leave after;
+  after.set_after_tick(0);
+  leave.header().set_body(after.SerializeAsString());
+  EXPECT_EQ(cluster_.AskAs(0, 1, leave).status().code(), absl::StatusCode::kFailedPrecondition);
+  leave.header().set_epoch(2);
+  for (size_t server : {0, 1}) EXPECT_TRUE(cluster_.AskAs(0, server, leave).ok());
+}
+
+TEST_F(FailoverTest, AMapWithAShardThatCannotBeReachedMovesNothing) {
+  cluster_.AddDense(2);
+  cluster_.AddServer();
+  cluster_.AddServer();
+  cluster_.AssignTo({0, 1}, cluster_.Map(1, {0, 0}));
+  pb::Assignment map = cluster_.Map(2, {0, 1});
+  cluster_.AddBackup(&map, 0, 1, false);
+  map.mutable_map()->mutable_shard(1)->set_endpoint("nowhere");
+  const absl::Status refused = cluster_.Assign(0, map).status();
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("nowhere"));
+  for (uint32_t p = 0; p < 2; ++p) {
+    Request pull(pb::PULL, kTable);
+    const auto answer = cluster_.AskAs(0, 0, pull.Tick(0).Part(p));
+    EXPECT_TRUE(answer.ok()) << answer.status();
+  }
+}
+
 TEST_F(FailoverTest, AWorkerIsReplacedAndItsFormerSelfRefused) {
   StartWithCopies(pb::Consistency::BSP);
   ServerCluster::Later old;

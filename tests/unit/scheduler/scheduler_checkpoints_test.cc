@@ -243,5 +243,31 @@ TEST_F(SchedulerCheckpointTest,
   EXPECT_THAT(std::string(end_->message()), HasSubstr("it is of 2 workers, cluster.workers is 1"));
 }
 
+// Trainers go on, and beat, until they are told to begin again.
+TEST_F(SchedulerCheckpointTest, WhereWorkersWereBeforeARollBackDoesNotCountAfterIt) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_every_steps(5);
+  StartJob();
+  for (size_t i : {2, 3}) nodes_[i]->tick = 50;
+  bool slow = true;
+  nodes_[0]->rpc->Handle(pb::ASSIGN, [&](NodeId from, Frame frame) {
+    if (slow) return nodes_[0]->rpc->ReplyParked(from, frame.header, "something");
+    pb::Assignment assignment;
+    EXPECT_TRUE(assignment.ParseFromString(frame.header.body()));
+    nodes_[0]->assigned.push_back(assignment);
+    nodes_[0]->rpc->Reply(from, frame.header, Frame());
+  });
+  Kill(1);
+  Run(absl::Seconds(5));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 1u);
+  ServeCheckpoints();
+  for (size_t i : {2, 3}) nodes_[i]->tick = 0;
+  slow = false;
+  Run(absl::Seconds(3));
+  ASSERT_EQ(nodes_[2]->Last().generation(), 2u);
+  ASSERT_FALSE(requests_.empty());
+  EXPECT_EQ(requests_.front().step(), 5u);
+}
+
 }  // namespace
 }  // namespace parley

@@ -75,12 +75,12 @@ TEST_F(SchedulerRestartTest, ASchedulerThatStoodStillGivesNobodyUp) {
 
 TEST_F(SchedulerRestartTest, ItDoesNotTakeItsOwnStandstillForTheSilenceOfOneItAsks) {
   StartJob();
-  nodes_[3]->env.Stall(absl::Milliseconds(100));
+  nodes_[3]->env.Stall(absl::Milliseconds(300));
   Node other(&world_, &network_, 800, pb::WORKER);  // tells the scheduler of a broken connection
   other.Join();
   Run(absl::Milliseconds(20));
   other.env.Kill();
-  network_.TellGone(NodeId{800});
+  for (int i = 0; i < 10; ++i) network_.TellGone(NodeId{800});  // of which some get there
   Run(absl::Milliseconds(30));
   scheduler_env_->Stall(absl::Milliseconds(450));
   Run(absl::Seconds(1));
@@ -103,10 +103,14 @@ TEST_F(SchedulerRestartTest, WhoeverIsSlowWhenAnothersConnectionBreaksIsNotShot)
 
 TEST_F(SchedulerRestartTest, ADeposedSchedulerThatFailsTellsNobody) {
   experiment_.mutable_cluster()->set_worker_loss(pb::Cluster::FAIL);
-  store_ = &memory_;
+  store_ = &held_;
   StartJob();
-  memory_.broken = absl::FailedPreconditionError("another leads");
+  held_.held = true;
   Kill(3);  // ends the job, if it were this one's
+  Run(absl::Seconds(2));
+  ASSERT_FALSE(held_.waiting.empty());
+  held_.broken = absl::FailedPreconditionError("another leads");
+  held_.Release();
   Run(absl::Seconds(10));
   ASSERT_TRUE(end_.has_value());
   EXPECT_THAT(std::string(end_->message()), HasSubstr("another leads"));

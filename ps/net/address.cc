@@ -97,6 +97,15 @@ absl::StatusOr<uint16_t> ParsePort(std::string_view text, std::string_view port)
 }
 
 absl::StatusOr<Endpoint> ParseTcp(std::string_view text, std::string_view rest) {
+  const size_t hash = rest.find('#');
+  std::string_view key;
+  if (hash != std::string_view::npos) {
+    key = rest.substr(hash + 1);
+    rest = rest.substr(0, hash);
+    if (!IsKeyText(key)) {
+      return Malformed(text, "what follows the # is no public key, 40 characters of Z85");
+    }
+  }
   const size_t colon = rest.rfind(':');
   if (colon == std::string_view::npos) return Malformed(text, "there is no port");
   std::string_view host = rest.substr(0, colon);
@@ -118,7 +127,7 @@ absl::StatusOr<Endpoint> ParseTcp(std::string_view text, std::string_view rest) 
   }
   absl::StatusOr<uint16_t> port = ParsePort(text, rest.substr(colon + 1));
   if (!port.ok()) return port.status();
-  return Endpoint{Endpoint::Scheme::kTcp, std::string(host), *port, ""};
+  return Endpoint{Endpoint::Scheme::kTcp, std::string(host), *port, "", std::string(key)};
 }
 
 absl::StatusOr<Endpoint> ParseIpc(std::string_view text, std::string_view path) {
@@ -236,7 +245,8 @@ std::string FormatEndpoint(const Endpoint& endpoint) {
     return absl::StrCat("shm://", endpoint.host, "/", endpoint.path);
   }
   const bool ipv6 = Contains(endpoint.host, ':');
-  return absl::StrCat("tcp://", ipv6 ? "[" : "", endpoint.host, ipv6 ? "]:" : ":", endpoint.port);
+  return absl::StrCat("tcp://", ipv6 ? "[" : "", endpoint.host, ipv6 ? "]:" : ":", endpoint.port,
+                      endpoint.key.empty() ? "" : "#", endpoint.key);
 }
 
 absl::StatusOr<Endpoint> ParseRemoteEndpoint(std::string_view text) {
@@ -284,6 +294,22 @@ absl::StatusOr<std::string> ResolveBindHost(std::string_view host,
     if (candidate.interface_name == host) return candidate.address;
   }
   return ResolveHostname(host, local);
+}
+
+bool IsLoopback(std::string_view address) {
+  const std::optional<Ip> ip = ParseIp(address);
+  if (!ip) return false;
+  if (ip->size == 4) return ip->bytes[0] == 127;
+  // IPv4's, written as IPv6.
+  if (InBlock(*ip, *ParseIp("::ffff:127.0.0.0"), 104)) return true;
+  return ip->bytes == ParseIp("::1")->bytes;
+}
+
+bool IsKeyText(std::string_view text) {
+  constexpr std::string_view kMarks = ".-:+=^!/*?&<>()[]{}@%$#";
+  if (text.size() != 40) return false;
+  return std::all_of(text.begin(), text.end(),
+                     [&](char c) { return absl::ascii_isalnum(c) || Contains(kMarks, c); });
 }
 
 bool IsWildcard(std::string_view address) { return address == "0.0.0.0" || address == "::"; }

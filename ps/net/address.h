@@ -24,6 +24,8 @@ struct Endpoint {
   std::string host;
   uint16_t port = 0;  // tcp: 0 = any free one, to bind
   std::string path;   // ipc: absolute. shm: the name there; empty = any, to bind
+  // tcp: the public key that whoever listens there has to prove, 40 characters; empty: none.
+  std::string key = "";
 
   bool operator==(const Endpoint&) const = default;
 };
@@ -31,8 +33,9 @@ struct Endpoint {
 // The longest path of a unix socket, without the final zero byte.
 inline constexpr size_t kMaxIpcPathBytes = 107;
 
-// "tcp://[fd00::2]:5555", "tcp://eth0:*" (any port), "tcp://10.0.0.0/8:0", "ipc:///run/node.sock",
-// "shm://". kInvalidArgument quotes the text and says what is allowed.
+// "tcp://[fd00::2]:5555", "tcp://eth0:*" (any port), "tcp://10.0.0.0/8:0",
+// "tcp://10.0.0.3:41234#KEY", "ipc:///run/node.sock", "shm://". kInvalidArgument quotes the text
+// and says what is allowed.
 absl::StatusOr<Endpoint> ParseEndpoint(std::string_view text);
 
 // Several ways to one place: endpoints with commas between them, one at least and kMaxEndpoints at
@@ -65,6 +68,12 @@ std::string DescribeAddresses(const std::vector<LocalAddress>& addresses);
 // from elsewhere only when somebody asked for it. kNotFound lists the interfaces that there are.
 absl::StatusOr<std::string> ResolveBindHost(std::string_view host,
                                             const std::vector<LocalAddress>& local);
+
+// True for an address of the loopback interface, which no other machine reaches.
+bool IsLoopback(std::string_view address);
+
+// True for the 40 characters of Z85 that a public key is written in. A comma is none of them.
+bool IsKeyText(std::string_view text);
 
 // True for "0.0.0.0" and "::", which mean every interface.
 bool IsWildcard(std::string_view address);

@@ -96,6 +96,8 @@ absl::Status PathTransport::StartZmq(const std::string& bind) {
   options.reconnect_min = options_.reconnect_min;
   options.reconnect_max = options_.reconnect_max;
   options.context = options_.context;
+  options.keys = options_.keys;
+  options.insecure = options_.insecure;
   options.log = [this](const std::string& line) { Log(line); };
   absl::StatusOr<std::unique_ptr<ZmqTransport>> zmq =
       ZmqTransport::Create(env_, std::move(options));

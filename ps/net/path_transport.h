@@ -49,6 +49,8 @@ class PathTransport : public Transport {
     absl::Duration reconnect_min = absl::Milliseconds(100);
     absl::Duration reconnect_max = absl::Seconds(1);
     std::shared_ptr<ZmqContext> context = nullptr;
+    std::shared_ptr<const NodeKeys> keys = nullptr;  // for tcp; the others are this user's own
+    bool insecure = false;
     std::shared_ptr<SharedArenas> arenas = nullptr;
 
     // Gets lines for people. Null: silent.
@@ -71,6 +73,7 @@ class PathTransport : public Transport {
   absl::Status Send(NodeId to, Frame frame) override;
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
   void SetPeerGone(PeerGone gone) override;
+  void NoteRefusal(std::string_view why) override { zmq_->NoteRefusal(why); }
   TransportCounters counters() const override;
 
  private:

@@ -214,7 +214,7 @@ void Rpc::ReplyParked(NodeId to, const pb::FrameHeader& request, const std::stri
 void Rpc::OnFrame(NodeId from, Frame frame) {
   absl::Status admitted = CheckPeerRole(frame.peer_role, frame.header);
   if (!admitted.ok()) {
-    transport_->NoteRefusal(admitted.message());
+    transport_->NoteRefusal(std::string(admitted.message()));
   } else if (admission_) {
     admitted = admission_(from, frame.header);
   }

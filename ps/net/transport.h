@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
@@ -63,6 +64,10 @@ class Transport {
   // runs.
   using PeerGone = absl::AnyInvocable<void(NodeId peer)>;
   virtual void SetPeerGone(PeerGone gone) { static_cast<void>(gone); }
+
+  // Whoever received a frame refuses it for what its connection's key allows: counted and logged
+  // with the transport's own refusals.
+  virtual void NoteRefusal(std::string_view why) { static_cast<void>(why); }
 
   virtual TransportCounters counters() const = 0;
 };

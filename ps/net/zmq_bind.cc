@@ -5,6 +5,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -89,7 +90,7 @@ absl::StatusOr<BindTarget> ResolveBind(const std::string& bind) {
                         "ipc://",
                         bind));
   }
-  BindTarget target{*std::move(endpoint), "", ""};
+  BindTarget target{.endpoint = *std::move(endpoint), .advertised_host = "", .interfaces = ""};
   if (target.endpoint.scheme == Endpoint::Scheme::kIpc) return target;
   absl::StatusOr<std::vector<LocalAddress>> local = LocalAddresses();
   if (!local.ok()) return local.status();
@@ -103,6 +104,11 @@ absl::StatusOr<BindTarget> ResolveBind(const std::string& bind) {
   target.advertised_host = IsWildcard(target.endpoint.host)
                                ? AdvertisedHost(target.endpoint.host, *local)
                                : target.endpoint.host;
+  target.exposed = !IsLoopback(target.endpoint.host);
+  target.local = IsWildcard(target.endpoint.host) ||
+                 std::any_of(local->begin(), local->end(), [&](const LocalAddress& address) {
+                   return address.address == target.endpoint.host;
+                 });
   return target;
 }
 
@@ -126,6 +132,14 @@ absl::StatusOr<std::string> Bind(ZmqSocket* socket, const BindTarget& target) {
   if (!bound.ok()) return bound.status();
   bound->host = target.advertised_host;
   return FormatEndpoint(*bound);
+}
+
+absl::Status ExposureError(const BindTarget& target) {
+  return absl::FailedPreconditionError(absl::StrFormat(
+      "cannot listen on %s: other machines may reach it, and without keys whoever does can join, "
+      "read and disturb the job; give --keys DIR (made by parley keygen), or, where the network "
+      "is trusted, --insecure",
+      FormatEndpoint(target.endpoint)));
 }
 
 void RemoveSocketFile(const std::string& endpoint) {

@@ -16,6 +16,8 @@ struct BindTarget {
   Endpoint endpoint;            // host resolved to an address
   std::string advertised_host;  // tcp: differs from endpoint.host for wildcards only
   std::string interfaces;       // of this machine, for error lines
+  bool exposed = false;         // tcp: other machines may reach it
+  bool local = true;            // tcp: an interface here has the address, or it is a wildcard
 };
 
 // Resolves the host of `bind`. Errors are one line each, for the user.
@@ -25,6 +27,9 @@ absl::StatusOr<BindTarget> ResolveBind(const std::string& bind);
 // listens is refused with kAlreadyExists, though ZeroMQ would take it over; one that a dead process
 // left behind is replaced. May connect to an ipc path to tell them apart.
 absl::StatusOr<std::string> Bind(ZmqSocket* socket, const BindTarget& target);
+
+// Why nobody listens at an exposed target without keys, and what to do.
+absl::Status ExposureError(const BindTarget& target);
 
 // Removes the socket file of an endpoint that Bind gave, which ZeroMQ leaves lying. Call it while
 // the socket is still open: later somebody else may have the path.

@@ -11,91 +11,28 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "ps/net/frame_size.h"
 #include "ps/net/zmq_bind.h"
+#include "ps/net/zmq_curve.h"
+#include "ps/net/zmq_options.h"
 #include "ps/wire/codec.h"
 
 namespace parley {
 namespace {
 
-constexpr char kRoutingTag = 'P';
-constexpr size_t kRoutingIdBytes = 1 + sizeof(uint64_t);
-
 // Frames taken from one socket before the others, timers and tasks have their turn.
 constexpr int kFramesPerTurn = 64;
 
 constexpr absl::Duration kLogInterval = absl::Seconds(1);
-constexpr int kHandshakeMs = 5000;  // a stranger that connects and says nothing is dropped
-
-// A host that vanished without a word is noticed after about a minute, or 30 s with bytes to send.
-constexpr int kKeepaliveIdleSeconds = 30;
-constexpr int kKeepaliveIntervalSeconds = 10;
-constexpr int kKeepaliveProbes = 3;
-constexpr int kUnackedMs = 30000;
-
-std::string RoutingId(NodeId node) {
-  std::string id(kRoutingIdBytes, kRoutingTag);
-  for (size_t i = 0; i < sizeof(uint64_t); ++i) {
-    id[1 + i] = static_cast<char>(Value(node) >> (8 * i) & 0xff);
-  }
-  return id;
-}
-
-std::optional<NodeId> ParseRoutingId(std::string_view id) {
-  if (id.size() != kRoutingIdBytes || id[0] != kRoutingTag) return std::nullopt;
-  uint64_t value = 0;
-  for (size_t i = sizeof(uint64_t); i > 0; --i) value = value << 8 | static_cast<uint8_t>(id[i]);
-  return NodeId{value};
-}
-
-int Milliseconds(absl::Duration duration) {
-  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(duration), 0, 1 << 30));
-}
+// With keys: somebody could not prove who it is.
+constexpr int kHandshakeEvents =
+    ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
 
 bool IsIpv6(const std::string& host) { return host.find(':') != std::string::npos; }
-
-absl::Status SetOptions(const ZmqTransport::Options& options, int type, bool ipv6,
-                        ZmqSocket* socket) {
-  struct Setting {
-    int option, value;
-  };
-  std::vector<Setting> settings = {
-      {ZMQ_SNDHWM, options.queue_frames},
-      {ZMQ_RCVHWM, options.queue_frames},
-      {ZMQ_LINGER, Milliseconds(options.linger)},
-      {ZMQ_HANDSHAKE_IVL, kHandshakeMs},
-      {ZMQ_IMMEDIATE, 0},
-      {ZMQ_RECONNECT_IVL, std::max(1, Milliseconds(options.reconnect_min))},
-      {ZMQ_RECONNECT_IVL_MAX, Milliseconds(options.reconnect_max)},
-      {ZMQ_TCP_KEEPALIVE, 1},
-      {ZMQ_TCP_KEEPALIVE_IDLE, kKeepaliveIdleSeconds},
-      {ZMQ_TCP_KEEPALIVE_INTVL, kKeepaliveIntervalSeconds},
-      {ZMQ_TCP_KEEPALIVE_CNT, kKeepaliveProbes},
-      {ZMQ_TCP_MAXRT, kUnackedMs},
-      {ZMQ_IPV6, ipv6 ? 1 : 0},
-  };
-  if (options.socket_buffer_bytes > 0) {
-    settings.push_back({ZMQ_SNDBUF, options.socket_buffer_bytes});
-    settings.push_back({ZMQ_RCVBUF, options.socket_buffer_bytes});
-  }
-  if (type == ZMQ_ROUTER) {
-    settings.push_back({ZMQ_ROUTER_MANDATORY, 1});  // an unknown peer is an error, not silence
-    settings.push_back({ZMQ_ROUTER_HANDOVER, 1});   // a peer may come back before its old
-  }                                                 // connection is known to be dead
-  for (const Setting& setting : settings) {
-    absl::Status status = socket->SetInt(setting.option, setting.value);
-    if (!status.ok()) return status;
-  }
-  absl::Status status =
-      socket->SetInt64(ZMQ_MAXMSGSIZE, static_cast<int64_t>(options.max_part_bytes));
-  if (status.ok() && type == ZMQ_DEALER) {
-    status = socket->SetBytes(ZMQ_ROUTING_ID, RoutingId(options.self));
-  }
-  return status;
-}
 
 }  // namespace
 
@@ -110,6 +47,10 @@ struct ZmqTransport::Channel : std::enable_shared_from_this<ZmqTransport::Channe
   std::shared_ptr<Channel> monitor;
   bool is_monitor =
       false;  // then `peer` is the one of the socket it belongs to, kNoNode: a ROUTER's
+  bool is_door = false;
+
+  // Of a DEALER, whose other end has proven it before it is heard.
+  PeerRole role = PeerRole::kUnproven;
 };
 
 struct ZmqTransport::Incoming {
@@ -144,12 +85,13 @@ ZmqTransport::~ZmqTransport() {
     for (const std::string& bound : bound_) RemoveSocketFile(bound);
     CloseChannel(router_.get());
   }
+  if (door_) CloseChannel(door_.get());
   if (epoll_fd_ >= 0) close(epoll_fd_);
   // Then the context goes, unless it is shared, and waits for the sockets to be done.
 }
 
 absl::Status ZmqTransport::Start() {
-  if (options_.context == nullptr) {
+  if (options_.context == nullptr || options_.keys != nullptr) {
     absl::StatusOr<std::shared_ptr<ZmqContext>> context = ZmqContext::Create();
     if (!context.ok()) return context.status();
     options_.context = *std::move(context);
@@ -174,18 +116,63 @@ absl::Status ZmqTransport::Listen() {
   }
   absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_ROUTER, ipv6, kNoNode);
   if (!channel.ok()) return channel.status();
-  for (const BindTarget& target : targets) {
-    absl::StatusOr<std::string> bound = Bind(&(*channel)->socket, target);
-    if (!bound.ok()) {
-      for (const std::string& done : bound_) RemoveSocketFile(done);
-      return bound.status();
-    }
-    bound_.push_back(*std::move(bound));
+  absl::Status status;
+  if (options_.keys != nullptr) {
+    status = OpenAndWatchDoor();
+    if (status.ok()) status = AdmitOnlyThisUser(&(*channel)->socket);
+  }
+  // Unix sockets first: they have no use for what is then asked of who connects by tcp.
+  bound_.resize(targets.size());
+  if (status.ok()) status = ListenOn(channel->get(), targets, /*tcp=*/false);
+  if (status.ok() && options_.keys != nullptr) {
+    status = ListenWithCurve(&(*channel)->socket, *options_.keys);
+  }
+  if (status.ok()) status = ListenOn(channel->get(), targets, /*tcp=*/true);
+  if (!status.ok()) {
+    for (const std::string& done : bound_) RemoveSocketFile(done);
+    return status;
   }
   router_ = *std::move(channel);
   endpoint_ = absl::StrJoin(bound_, ",");
   Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
-  return Watch(router_.get());
+  status = Monitor(router_.get());
+  return status.ok() ? Watch(router_.get()) : status;
+}
+
+// Those of `targets` that are tcp, or those that are not.
+absl::Status ZmqTransport::ListenOn(Channel* channel, const std::vector<BindTarget>& targets,
+                                    bool tcp) {
+  const bool secure = options_.keys != nullptr;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const BindTarget& target = targets[i];
+    if ((target.endpoint.scheme == Endpoint::Scheme::kTcp) != tcp) continue;
+    const bool refused = target.exposed && !secure && !options_.insecure;
+    if (refused && target.local) return ExposureError(target);
+    absl::StatusOr<std::string> bound = Bind(&channel->socket, target);
+    if (!bound.ok()) return bound.status();
+    if (refused) return ExposureError(target);  // an address of no interface that yet could be had
+    bound_[i] = *std::move(bound);
+    if (target.exposed && !secure) {
+      Log(
+          absl::StrFormat("warning: %s is reached from other machines, nothing is encrypted there "
+                          "and nobody proves who it is",
+                          bound_[i]));
+    }
+    // The scheduler's is found in the keys of who connects, others' in what they tell it.
+    if (tcp && secure && options_.keys->role != PeerRole::kScheduler) {
+      absl::StrAppend(&bound_[i], "#", options_.keys->public_key);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ZmqTransport::OpenAndWatchDoor() {
+  absl::StatusOr<ZmqSocket> socket = OpenDoor(*options_.context);
+  if (!socket.ok()) return socket.status();
+  door_ = std::make_shared<Channel>();
+  door_->socket = *std::move(socket);
+  door_->is_door = true;
+  return Watch(door_.get());
 }
 
 absl::StatusOr<std::shared_ptr<ZmqTransport::Channel>> ZmqTransport::OpenChannel(int type,
@@ -215,10 +202,12 @@ absl::Status ZmqTransport::Watch(Channel* channel) {
 
 // ZeroMQ says that a connection of the socket ended, not whose: a DEALER has but one.
 absl::Status ZmqTransport::Monitor(Channel* channel) {
-  if (!peer_gone_ || channel->monitor != nullptr) return absl::OkStatus();
+  const bool secure = options_.keys != nullptr;
+  if ((!peer_gone_ && !secure) || channel->monitor != nullptr) return absl::OkStatus();
   const std::string name =
       absl::StrFormat("inproc://monitor-%p", static_cast<void*>(channel->socket.handle()));
-  if (zmq_socket_monitor(channel->socket.handle(), name.c_str(), ZMQ_EVENT_DISCONNECTED) != 0) {
+  const int events = ZMQ_EVENT_DISCONNECTED | (secure ? kHandshakeEvents : 0);
+  if (zmq_socket_monitor(channel->socket.handle(), name.c_str(), events) != 0) {
     return ZmqError(zmq_errno(), "transport: zmq_socket_monitor");
   }
   absl::StatusOr<ZmqSocket> socket = ZmqSocket::Open(*options_.context, ZMQ_PAIR);
@@ -269,7 +258,7 @@ absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "endpoint \"%s\" is of shared memory, allowed here are tcp:// and ipc://", endpoint));
   }
-  const std::string canonical = FormatEndpoint(*parsed);
+  std::string canonical = FormatEndpoint(*parsed);
   auto known = peers_.find(peer);
   if (known != peers_.end() && known->second->endpoint == canonical) return absl::OkStatus();
 
@@ -277,6 +266,16 @@ absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
   absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_DEALER, ipv6, peer);
   if (!channel.ok()) return channel.status();
   (*channel)->endpoint = canonical;
+  if (parsed->scheme == Endpoint::Scheme::kTcp) {
+    absl::StatusOr<std::string> key = ExpectedKey(options_.keys.get(), peer, *parsed);
+    if (!key.ok()) return key.status();
+    if (!key->empty()) {
+      absl::Status status = ConnectWithCurve(&(*channel)->socket, *options_.keys, *key);
+      if (!status.ok()) return status;
+      (*channel)->role = peer == kSchedulerNode ? PeerRole::kScheduler : PeerRole::kServer;
+      canonical = canonical.substr(0, canonical.find('#'));
+    }
+  }
   if (zmq_connect((*channel)->socket.handle(), canonical.c_str()) != 0) {
     return ZmqError(zmq_errno(), absl::StrFormat("cannot connect to %s", canonical));
   }
@@ -357,17 +356,39 @@ bool ZmqTransport::Poll() {
 }
 
 bool ZmqTransport::DrainMonitor(Channel* monitor) {
-  bool told = false;
+  int told = 0;
   for (ZmqMessage part; monitor->socket.is_open() && monitor->socket.Receive(&part);) {
     // An event is a part with its number and a value, and one with the endpoint.
-    if (part.more()) told = true;
+    uint16_t event = 0;
+    if (!part.more() || part.size() < sizeof(event)) continue;
+    event = static_cast<uint8_t>(part.data()[0]) | static_cast<uint8_t>(part.data()[1]) << 8;
+    told |= event;
   }
-  if (told) peer_gone_(monitor->peer);
-  return told;
+  // Keys that are not known here were refused at the door already.
+  const bool listens = monitor->peer == kNoNode;
+  if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) != 0) {
+    Refuse(listens ? "a connection that knows no key of this node, or has none of its own"
+                   : absl::StrFormat("node %s proves no key, or takes this node for another",
+                                     ToString(monitor->peer)));
+  }
+  if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0 && !listens) {
+    Refuse(absl::StrFormat("node %s does not let this node's key in", ToString(monitor->peer)));
+  }
+  if ((told & ZMQ_EVENT_DISCONNECTED) != 0 && peer_gone_) peer_gone_(monitor->peer);
+  return told != 0;
+}
+
+bool ZmqTransport::DrainDoor(Channel* door) {
+  bool worked = false;
+  while (AnswerDoor(&door->socket, *options_.keys, [this](std::string_view why) { Refuse(why); })) {
+    worked = true;
+  }
+  return worked;
 }
 
 bool ZmqTransport::DrainChannel(Channel* channel) {
   if (channel->is_monitor) return DrainMonitor(channel);
+  if (channel->is_door) return DrainDoor(channel);
   for (int i = 0; i < kFramesPerTurn; ++i) {
     Incoming in;
     // The receiver may have disconnected this very peer.
@@ -433,6 +454,8 @@ void ZmqTransport::Dispatch(Channel* channel, Incoming* in) {
   }
   ++counters_.frames_in;
   counters_.bytes_in += in->bytes;
+  frame->peer_role = channel->role;
+  if (door_ != nullptr && channel->router) frame->peer_role = RoleOfSender(&in->header);
   if (receiver_) receiver_(from, *std::move(frame));
 }
 

@@ -13,9 +13,13 @@
 //
 // Strangers: bytes that are no ZeroMQ, messages that are no frames, and frames whose sender is not
 // the one that the connection belongs to reach nobody. A part over max_part_bytes ends its
-// connection before memory is taken for it (and so cannot be counted). There is no authentication
-// here: whoever can reach the port and knows a NodeId can speak for it, and can make this node hold
-// a message of many parts. Listen on networks that are trusted.
+// connection before memory is taken for it (and so cannot be counted).
+//
+// Keys: with Options::keys every tcp connection is encrypted, and both its ends prove that they own
+// a key that the other has authorized; Frame::peer_role says whose. A server's endpoint carries its
+// public key. Unix sockets are then this user's own. Without keys whoever can reach the port and
+// knows a NodeId can speak for it, and can make this node hold a message of many parts: so only
+// `insecure` lets it listen where other machines reach it.
 //
 // Thread-safety: as Transport, everything on the LoopEnv's thread. One I/O thread a ZmqContext.
 #ifndef PARLEY_PS_NET_ZMQ_TRANSPORT_H_
@@ -33,7 +37,9 @@
 #include "absl/time/time.h"
 #include "ps/base/loop_env.h"
 #include "ps/net/address.h"
+#include "ps/net/security.h"
 #include "ps/net/transport.h"
+#include "ps/net/zmq_bind.h"
 #include "ps/net/zmq_socket.h"
 
 namespace parley {
@@ -69,8 +75,14 @@ class ZmqTransport : public Transport, private Poller {
     // Of the kernel, each way; 0 leaves it to the kernel, which adapts them to the link.
     int socket_buffer_bytes = 0;
 
-    // Shared between the transports of a process; null: one of its own.
+    // Shared between the transports of a process; null: one of its own. Not used with keys: then
+    // each has its own, whose thread also encrypts.
     std::shared_ptr<ZmqContext> context = nullptr;
+
+    // Who this node is, and whom it lets in. Null: nobody is asked, nothing is encrypted.
+    std::shared_ptr<const NodeKeys> keys = nullptr;
+    // Without keys: may listen on other addresses than loopback. A warning is logged.
+    bool insecure = false;
 
     // Gets lines for people: where it listens, what it refused (at most one a second). Null:
     // silent.
@@ -96,6 +108,7 @@ class ZmqTransport : public Transport, private Poller {
   absl::Status Send(NodeId to, Frame frame) override;
   void SetReceiver(Receiver receiver) override { receiver_ = std::move(receiver); }
   void SetPeerGone(PeerGone gone) override;
+  void NoteRefusal(std::string_view why) override { Refuse(why); }
   TransportCounters counters() const override { return counters_; }
 
  private:
@@ -105,6 +118,8 @@ class ZmqTransport : public Transport, private Poller {
   ZmqTransport(LoopEnv* env, Options options);
   absl::Status Start();
   absl::Status Listen();
+  absl::Status ListenOn(Channel* channel, const std::vector<BindTarget>& targets, bool tcp);
+  absl::Status OpenAndWatchDoor();
   absl::StatusOr<std::shared_ptr<Channel>> OpenChannel(int type, bool ipv6, NodeId peer);
   absl::Status Watch(Channel* channel);
   absl::Status Monitor(Channel* channel);
@@ -121,6 +136,7 @@ class ZmqTransport : public Transport, private Poller {
   bool DrainEvents();
   bool DrainChannel(Channel* channel);
   bool DrainMonitor(Channel* monitor);
+  bool DrainDoor(Channel* door);
   bool ReceiveMessage(Channel* channel, Incoming* in);
   void Dispatch(Channel* channel, Incoming* in);
   void Refuse(std::string_view why);
@@ -137,6 +153,7 @@ class ZmqTransport : public Transport, private Poller {
 
   // Owned by the loop.
   std::shared_ptr<Channel> router_;  // null if it does not listen
+  std::shared_ptr<Channel> door_;    // where ZeroMQ asks about keys; null: listens without
   absl::flat_hash_map<NodeId, std::shared_ptr<Channel>> peers_;
   // Sockets to look at before the loop sleeps: their descriptor told of news, or they were used,
   // which may have swallowed the news.

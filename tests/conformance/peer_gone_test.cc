@@ -57,7 +57,7 @@ TEST_P(PeerGone, WhoConnectedHearsOfTheEnd) {
   EXPECT_TRUE(IsTold(kFirst, of_first_, kServer));
 }
 
-INSTANTIATE_TEST_SUITE_P(Real, PeerGone, ::testing::Values("tcp", "ipc", "shm", "path"),
+INSTANTIATE_TEST_SUITE_P(Real, PeerGone, ::testing::Values("tcp", "ipc", "shm", "path", "curve"),
                          [](const auto& info) { return info.param; });
 
 }  // namespace

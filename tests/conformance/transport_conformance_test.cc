@@ -25,7 +25,7 @@ class TransportConformance : public ::testing::TestWithParam<std::string> {
 };
 
 INSTANTIATE_TEST_SUITE_P(, TransportConformance,
-                         ::testing::Values("sim", "tcp", "ipc", "shm", "path"),
+                         ::testing::Values("sim", "tcp", "ipc", "shm", "path", "curve"),
                          [](const auto& info) { return info.param; });
 
 TEST_P(TransportConformance, AFrameArrivesWholeWithItsSenderNamed) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -97,7 +98,7 @@ class RealRig : public TransportRig {
 
   std::string Bind(const Node& node) const {
     if (!node.endpoint.empty() || !node.listens) return node.endpoint;
-    if (kind_ == "tcp") return "tcp://:0";
+    if (kind_ == "tcp" || kind_ == "curve") return "tcp://:0";
     if (kind_ == "ipc") return "ipc://" + FreshSocketPath();
     if (kind_ == "path") return "tcp://:0,ipc://" + FreshSocketPath() + ",shm://";
     return "shm://";
@@ -118,14 +119,31 @@ class RealRig : public TransportRig {
                                          .queue_frames = node.queue_frames,
                                          .max_part_bytes = node.max_part_bytes,
                                          .max_parts = node.max_parts,
-                                         .reconnect_min = absl::Milliseconds(10)});
+                                         .reconnect_min = absl::Milliseconds(10),
+                                         .keys = node.keys,
+                                         .log = Log(node)});
     }
     return ZmqTransport::Create(env, {.self = id,
                                       .bind = Bind(node),
                                       .queue_frames = node.queue_frames,
                                       .max_part_bytes = node.max_part_bytes,
                                       .max_parts = node.max_parts,
-                                      .reconnect_min = absl::Milliseconds(10)});
+                                      .reconnect_min = absl::Milliseconds(10),
+                                      .keys = kind_ == "curve" ? SharedKeys() : node.keys,
+                                      .log = Log(node)});
+  }
+  static absl::AnyInvocable<void(const std::string&)> Log(const Node& node) {
+    if (!node.log) return nullptr;
+    return node.log;
+  }
+  // One server's, for all: they differ in nothing that matters below the frames.
+  static std::shared_ptr<const NodeKeys> SharedKeys() {
+    static const auto keys = [] {
+      auto made = std::make_shared<NodeKeys>(MakeNodeKeys(PeerRole::kServer));
+      made->authorized[made->public_key] = made->role;
+      return made;
+    }();
+    return keys;
   }
 
   const std::string kind_;
@@ -217,6 +235,16 @@ bool TransportRig::WaitForFrames(NodeId id, size_t count) {
 std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind) {
   if (kind == "sim") return std::make_unique<SimRig>();
   return std::make_unique<RealRig>(kind);
+}
+
+NodeKeys MakeNodeKeys(PeerRole role) {
+  std::array<char, 41> public_key{}, secret_key{};
+  EXPECT_EQ(zmq_curve_keypair(public_key.data(), secret_key.data()), 0);
+  NodeKeys keys;
+  keys.role = role;
+  keys.public_key = public_key.data();
+  keys.secret_key = secret_key.data();
+  return keys;
 }
 
 Frame MakeFrame(uint64_t number, std::vector<Buffer> payload) {

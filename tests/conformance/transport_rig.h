@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "ps/net/security.h"
 #include "ps/net/transport.h"
 
 namespace parley {
@@ -28,6 +29,9 @@ class TransportRig {
     int queue_frames = 1000;
     size_t max_part_bytes = size_t{80} << 20;
     size_t max_parts = 16384;
+    // Of the kinds with tcp. "curve" gives keys to those that have none.
+    std::shared_ptr<const NodeKeys> keys = nullptr;
+    std::function<void(const std::string&)> log = nullptr;  // called on the node's loop
   };
 
   virtual ~TransportRig() = default;
@@ -51,8 +55,11 @@ class TransportRig {
   bool WaitForFrames(NodeId id, size_t count);
 };
 
-// "sim", "tcp", "ipc", "shm", or "path" with all of them.
+// "sim", "tcp", "ipc", "shm", "path" with all of them, or "curve": tcp with keys.
 std::unique_ptr<TransportRig> MakeTransportRig(const std::string& kind);
+
+// Keys of a new pair, which nobody has authorized yet.
+NodeKeys MakeNodeKeys(PeerRole role);
 
 // A PUSH with the number as its tick and one part for each payload (sizes are multiples of 4).
 Frame MakeFrame(uint64_t number, std::vector<Buffer> payload = {});

@@ -311,11 +311,12 @@ TEST_P(Strangers, AnotherNodeAtAPeersEndpointIsNotTakenForThePeer) {
 // What Create says and does; nobody runs the loop here.
 class Binding : public ::testing::Test {
  protected:
-  absl::StatusOr<std::unique_ptr<ZmqTransport>> Create(const std::string& bind) {
-    return ZmqTransport::Create(&env_,
-                                {.self = kA, .bind = bind, .log = [this](const std::string& line) {
-                                   log_ += line + "\n";
-                                 }});
+  absl::StatusOr<std::unique_ptr<ZmqTransport>> Create(const std::string& bind,
+                                                       bool insecure = false) {
+    return ZmqTransport::Create(&env_, {.self = kA,
+                                        .bind = bind,
+                                        .insecure = insecure,
+                                        .log = [this](const std::string& l) { log_ += l + "\n"; }});
   }
   std::string ErrorOf(const std::string& bind) {
     const auto transport = Create(bind);
@@ -367,9 +368,20 @@ TEST_F(Binding, AnInterfaceOrABlockStandsForItsAddress) {
 }
 
 TEST_F(Binding, AWildcardIsAdvertisedAsAnAddressOneCanConnectTo) {
-  auto transport = Create("tcp://0.0.0.0:0");
+  auto transport = Create("tcp://0.0.0.0:0", /*insecure=*/true);
   ASSERT_TRUE(transport.ok()) << transport.status();
   EXPECT_TRUE(ParseRemoteEndpoint((*transport)->endpoint()).ok()) << (*transport)->endpoint();
+}
+
+TEST_F(Binding, WithoutKeysOthersReachItOnlyIfItIsSaid) {
+  EXPECT_THAT(ErrorOf("tcp://0.0.0.0:0"),
+              AllOf(HasSubstr("0.0.0.0"), HasSubstr("--keys"), HasSubstr("--insecure")));
+  EXPECT_EQ(log_, "");
+  ASSERT_TRUE(Create("tcp://0.0.0.0:0", /*insecure=*/true).ok());
+  EXPECT_THAT(log_, HasSubstr("warning: tcp://"));
+  log_.clear();
+  ASSERT_TRUE(Create("tcp://127.0.0.1:0", /*insecure=*/true).ok());
+  EXPECT_THAT(log_, Not(HasSubstr("warning")));
 }
 
 TEST_F(Binding, APathInUseIsNotTakenOver) {

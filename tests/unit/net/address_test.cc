@@ -77,6 +77,29 @@ TEST(ParseEndpoint, RefusesTheRestAndSaysWhatIsAllowed) {
   EXPECT_FALSE(ParseEndpoint(std::string("ipc:///a\0b", 10)).ok());
 }
 
+TEST(ParseEndpoint, TakesAKeyBehindAPort) {
+  // All the marks of Z85 but for those that do not fit.
+  const std::string key = "0123456789abcdefgXYZ.-:+=^!/*?&<>()[]{}@";
+  const Endpoint endpoint = *ParseEndpoint("tcp://[fd00::2]:80#" + key);
+  EXPECT_EQ(endpoint, (Endpoint{kTcp, "fd00::2", 80, "", key}));
+  EXPECT_EQ(FormatEndpoint(endpoint), "tcp://[fd00::2]:80#" + key);
+  EXPECT_EQ(ParseEndpointList("tcp://a:1#" + key + ",ipc:///b")->size(), 2u);
+  for (const std::string bad : {"", "short", "0123456789abcdefgXYZ.-:+=^!/*?&<>()[]{}@x",
+                                "0123456789abcdefgXYZ.-:+=^!/*?&<>()[]{}\n"}) {
+    EXPECT_FALSE(ParseEndpoint("tcp://a:1#" + bad).ok()) << bad;
+  }
+}
+
+TEST(IsLoopback, IsWhatNoOtherMachineReaches) {
+  for (const char* yes : {"127.0.0.1", "127.1.2.3", "::1", "::ffff:127.0.0.1"}) {
+    EXPECT_TRUE(IsLoopback(yes)) << yes;
+  }
+  for (const char* no : {"0.0.0.0", "::", "10.0.0.1", "128.0.0.1", "::2", "::ffff:10.0.0.1",
+                         "fd00::1", "localhost", ""}) {
+    EXPECT_FALSE(IsLoopback(no)) << no;
+  }
+}
+
 TEST(ParseEndpoint, KnowsHowLongASocketsPathMayBe) {
   EXPECT_TRUE(ParseEndpoint("ipc:///" + std::string(106, 'x')).ok());
   const absl::Status status = ParseEndpoint("ipc:///" + std::string(107, 'x')).status();

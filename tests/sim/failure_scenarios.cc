@@ -122,6 +122,12 @@ void AddCopies(Draw& draw, SimRun* run) {
       run->experiment.consistency().mode() != pb::Consistency::BSP) {
     return;
   }
+  // Nor is what a passed-over worker holds of weights that are sent as changes: refused, as above.
+  const std::string& pull = run->experiment.compression().pull();
+  if (run->experiment.consistency().backup_workers() > 0 &&
+      (pull == "int8" || pull == "one_bit" || pull == "top_k")) {
+    return;
+  }
   pb::Cluster& cluster = *run->experiment.mutable_cluster();
   cluster.set_servers(std::max(2u, cluster.servers()));
   cluster.set_replicas(1 + draw.Below(cluster.servers() - 1));

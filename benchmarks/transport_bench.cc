@@ -10,6 +10,8 @@
 // against the same std::memcpy by one thread; the round trip of 64 bytes and of 4 KiB, asleep and
 // spinning, against a ping-pong of two threads over futexes. Prints one JSON object; about ten
 // seconds.
+//
+// --keys: tcp with encryption beside tcp without, and nothing else.
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,6 +32,7 @@
 #include <utility>
 #include <vector>
 
+#include "benchmarks/raw_zmq_pair.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/net/shm/shm_transport.h"
 #include "ps/net/zmq_transport.h"
@@ -39,7 +42,6 @@ namespace {
 
 constexpr int kRounds = 3;
 constexpr double kSecondsPerRound = 0.25;
-constexpr size_t kHeaderBytes = 64;  // about what a frame's header has
 constexpr size_t kPingBytes = 64;
 constexpr NodeId kClient{2}, kServer{3};
 
@@ -72,14 +74,17 @@ void Must(const absl::Status& status) {
 class Pair {
  public:
   // Over tcp, or with arenas through shared memory.
-  explicit Pair(absl::Duration spin, std::shared_ptr<SharedArenas> arenas = nullptr)
+  explicit Pair(absl::Duration spin, std::shared_ptr<SharedArenas> arenas = nullptr,
+                std::shared_ptr<const NodeKeys> keys = nullptr)
       : client_env_({.offload_threads = 0, .spin = spin}),
         server_env_({.offload_threads = 0, .spin = spin}) {
     if (arenas == nullptr) {
       // The windows below are the limit, not the queues.
       server_ = Take(ZmqTransport::Create(
-          &server_env_, {.self = kServer, .bind = "tcp://127.0.0.1:0", .queue_frames = 10000}));
-      client_ = Take(ZmqTransport::Create(&client_env_, {.self = kClient, .queue_frames = 10000}));
+          &server_env_,
+          {.self = kServer, .bind = "tcp://127.0.0.1:0", .queue_frames = 10000, .keys = keys}));
+      client_ = Take(ZmqTransport::Create(
+          &client_env_, {.self = kClient, .queue_frames = 10000, .keys = std::move(keys)}));
     } else {
       server_ = Take(ShmTransport::Create(
           &server_env_, {.self = kServer, .bind = "shm://", .queue_frames = 10000}));
@@ -159,8 +164,8 @@ double TransportOneWay(Pair& pair, const std::vector<Buffer>& pieces,
   return static_cast<double>(sent * pieces[0].size()) / seconds;
 }
 
-double TcpOneWay(const Buffer& payload) {
-  Pair pair(absl::ZeroDuration());
+double TcpOneWay(const Buffer& payload, std::shared_ptr<const NodeKeys> keys = nullptr) {
+  Pair pair(absl::ZeroDuration(), nullptr, std::move(keys));
   return TransportOneWay(pair, {payload}, [](uint64_t, const Buffer&) {});
 }
 
@@ -185,8 +190,9 @@ std::vector<double> RoundTrips(Pair& pair, const Buffer& payload) {
   return trips;
 }
 
-std::vector<double> TcpRoundTrips(absl::Duration spin) {
-  Pair pair(spin);
+std::vector<double> TcpRoundTrips(absl::Duration spin,
+                                  std::shared_ptr<const NodeKeys> keys = nullptr) {
+  Pair pair(spin, nullptr, std::move(keys));
   return RoundTrips(pair, Buffer::Copy(std::string(kPingBytes, 'x')));
 }
 
@@ -260,68 +266,6 @@ std::vector<double> FutexRoundTrips() {
   other.join();
   return trips;
 }
-
-// A DEALER and a ROUTER, each with an I/O thread of its own as two processes would have.
-class RawPair {
- public:
-  explicit RawPair(int window) {
-    for (void* socket : {dealer_, router_}) {
-      zmq_setsockopt(socket, ZMQ_SNDHWM, &window, sizeof(window));
-      zmq_setsockopt(socket, ZMQ_RCVHWM, &window, sizeof(window));
-      const int linger_ms = 0;
-      zmq_setsockopt(socket, ZMQ_LINGER, &linger_ms, sizeof(linger_ms));
-    }
-    zmq_setsockopt(dealer_, ZMQ_ROUTING_ID, "client", 6);
-    zmq_bind(router_, "tcp://127.0.0.1:*");
-    char endpoint[256];
-    size_t size = sizeof(endpoint);
-    zmq_getsockopt(router_, ZMQ_LAST_ENDPOINT, endpoint, &size);
-    zmq_connect(dealer_, endpoint);
-  }
-  ~RawPair() {
-    zmq_close(dealer_);
-    zmq_close(router_);
-    zmq_ctx_term(client_);
-    zmq_ctx_term(server_);
-  }
-
-  static void Send(void* socket, const Buffer& payload) {
-    const char header[kHeaderBytes] = {};
-    zmq_send(socket, header, sizeof(header), ZMQ_SNDMORE);
-    auto* held = new Buffer(payload);
-    zmq_msg_t message;
-    zmq_msg_init_data(
-        &message, held->mutable_data(), held->size(),
-        [](void*, void* hint) { delete static_cast<Buffer*>(hint); }, held);
-    zmq_msg_send(&message, socket, 0);
-  }
-  // Bytes of the last part.
-  static size_t Receive(void* socket) {
-    size_t last = 0;
-    for (bool more = true; more;) {
-      zmq_msg_t part;
-      zmq_msg_init(&part);
-      zmq_msg_recv(&part, socket, 0);
-      last = zmq_msg_size(&part);
-      more = zmq_msg_more(&part) != 0;
-      zmq_msg_close(&part);
-    }
-    return last;
-  }
-  static void SendEmpty(void* router) {
-    zmq_send(router, "client", 6, ZMQ_SNDMORE);
-    zmq_send(router, "", 0, 0);
-  }
-
-  void* dealer() { return dealer_; }
-  void* router() { return router_; }
-
- private:
-  void* const client_ = zmq_ctx_new();
-  void* const server_ = zmq_ctx_new();
-  void* const dealer_ = zmq_socket(client_, ZMQ_DEALER);
-  void* const router_ = zmq_socket(server_, ZMQ_ROUTER);
-};
 
 double RawOneWay(const Buffer& payload) {
   RawPair pair(Window(payload.size()));
@@ -441,21 +385,76 @@ void ShmRoundTrip() {
   std::printf("\n  ]\n}\n");
 }
 
-void Run() {
+// Both ends may be the same.
+std::shared_ptr<const NodeKeys> MakeBenchKeys() {
+  char public_key[41], secret_key[41];
+  if (zmq_curve_keypair(public_key, secret_key) != 0) {
+    Must(absl::UnimplementedError("this libzmq has no CURVE"));
+  }
+  auto keys = std::make_shared<NodeKeys>();
+  keys->role = PeerRole::kServer;
+  keys->public_key = public_key;
+  keys->secret_key = secret_key;
+  keys->authorized[public_key] = keys->role;
+  return keys;
+}
+
+// What encryption costs: tcp with and without, in turn.
+void Curve() {
+  const std::shared_ptr<const NodeKeys> keys = MakeBenchKeys();
+  std::printf("  \"one_way\": [");
+  const char* comma = "";
+  for (const size_t bytes : {size_t{64} << 10, size_t{1} << 20}) {
+    const Buffer payload = Buffer::Copy(std::string(bytes, 'x'));
+    double plain = 0, secure = 0;
+    for (int i = 0; i < kRounds; ++i) {
+      plain = std::max(plain, TcpOneWay(payload));
+      secure = std::max(secure, TcpOneWay(payload, keys));
+    }
+    std::printf(
+        "%s\n    {\"bytes\": %zu, \"gb_per_s\": %.3f, \"plain_gb_per_s\": %.3f, \"ratio\": %.3f}",
+        std::exchange(comma, ","), bytes, secure * 1e-9, plain * 1e-9, secure / plain);
+  }
+  RoundTrip plain, secure;
+  for (int i = 0; i < kRounds; ++i) {
+    plain.TakeBest(TcpRoundTrips(absl::ZeroDuration()));
+    secure.TakeBest(TcpRoundTrips(absl::ZeroDuration(), keys));
+  }
+  std::printf(
+      "\n  ],\n  \"round_trip_64_bytes\": {\"p50_us\": %.1f, \"p99_us\": %.1f, \"plain_p50_us\": "
+      "%.1f, \"plain_p99_us\": %.1f, \"ratio_p50\": %.2f}\n}\n",
+      secure.p50_us, secure.p99_us, plain.p50_us, plain.p99_us, secure.p50_us / plain.p50_us);
+}
+
+void Conditions(const char* benchmark, const char* transport) {
   int major, minor, patch;
   zmq_version(&major, &minor, &patch);
   std::printf(
-      "{\n  \"benchmark\": \"transport\",\n  \"conditions\": {\"transport\": \"tcp loopback, "
-      "shared "
-      "memory\", \"cores\": %u, \"cpu\": \"%s\", \"libzmq\": \"%d.%d.%d\", \"io_threads\": 2},\n",
-      std::thread::hardware_concurrency(), CpuModel().c_str(), major, minor, patch);
+      "{\n  \"benchmark\": \"%s\",\n  \"conditions\": {\"transport\": \"%s\", \"cores\": %u, "
+      "\"cpu\": \"%s\", \"libzmq\": \"%d.%d.%d\", \"io_threads\": 2},\n",
+      benchmark, transport, std::thread::hardware_concurrency(), CpuModel().c_str(), major, minor,
+      patch);
+}
+
+int Main(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[1], "--keys") == 0) {
+    Conditions("curve", "tcp loopback, with and without keys");
+    Curve();
+    return 0;
+  }
+  if (argc != 1) {
+    std::fprintf(stderr, "transport_bench: argument '%s'; allowed: --keys, or none\n", argv[1]);
+    return 2;
+  }
+  Conditions("transport", "tcp loopback, shared memory");
   TcpOneWays();
   TcpRoundTrip();
   ShmOneWays();
   ShmRoundTrip();
+  return 0;
 }
 
 }  // namespace
 }  // namespace parley
 
-int main() { parley::Run(); }
+int main(int argc, char** argv) { return parley::Main(argc, argv); }

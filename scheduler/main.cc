@@ -14,6 +14,7 @@
 #include "ps/config/flags.h"
 #include "ps/net/node_name.h"
 #include "ps/net/process.h"
+#include "ps/net/security.h"
 #include "ps/net/zmq_transport.h"
 #include "scheduler/disk_store.h"
 #include "scheduler/etcd_store.h"
@@ -34,11 +35,11 @@ constexpr int kOffloadThreads = 3;
 
 struct Flags {
   std::string experiment, run_dir, job, log, endpoint_file, bind = "tcp://127.0.0.1:0";
-  std::string state, restore;
+  std::string state, restore, keys;
   std::string metrics_format = "plain";
   std::vector<std::string> set;
   uint32_t progress_ms = 1000;
-  bool append = false, anew = false, restarted = false, quiet = false;
+  bool append = false, anew = false, restarted = false, quiet = false, insecure = false;
 };
 
 FlagSet MakeFlagSet(Flags* flags) {
@@ -66,6 +67,10 @@ FlagSet MakeFlagSet(Flags* flags) {
           "started in the place of one that died: end at once if RUN-DIR says how the job ended")
       .Choice("metrics-format", &flags->metrics_format, {"plain", "gradient"},
               "gradient: also print {\"chart\": ...} lines")
+      .Text("keys", &flags->keys, "DIR",
+            "encrypt, and let in only keys that DIR/authorized has (parley keygen); else neither")
+      .Switch("insecure", &flags->insecure,
+              "listen where other machines reach it, without keys; as cluster.insecure")
       .Switch("quiet", &flags->quiet, "print the results only")
       .Text("log", &flags->log, "FILE", "append the log here; else stderr");
   return set;
@@ -195,6 +200,7 @@ struct Scheduler {
   const Flags& flags;
   const pb::Experiment& experiment;
   const std::string job;
+  std::shared_ptr<const NodeKeys> keys;  // null: without
   State state;
   Reports reports;
   SchedulerNode* node = nullptr;  // the process holds it
@@ -209,6 +215,8 @@ absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* sched
         ZmqTransport::Options options;
         options.self = kSchedulerNode;
         options.bind = flags.bind;
+        options.keys = scheduler->keys;
+        options.insecure = flags.insecure || scheduler->experiment.cluster().insecure();
         options.log = [process](const std::string& line) { process->Log(line); };
         absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
             ZmqTransport::Create(env, std::move(options));
@@ -253,8 +261,13 @@ int Run(const Flags& flags, const pb::Experiment& experiment) {
   Scheduler scheduler{.flags = flags,
                       .experiment = experiment,
                       .job = flags.job.empty() ? experiment.name() : flags.job,
+                      .keys = nullptr,
                       .state = {},
                       .reports = {}};
+  if (absl::Status status = UseKeys(flags.keys, PeerRole::kScheduler, &scheduler.keys);
+      !status.ok()) {
+    return NodeProcess::Complain(kProgram, status);
+  }
   State& state = scheduler.state;
   if (absl::StartsWith(flags.state, kEtcd)) {
     absl::Status status = MakeEtcdStore(flags, scheduler.job, &state);

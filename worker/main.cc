@@ -2,11 +2,13 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "ps/config/flags.h"
 #include "ps/net/node_name.h"
 #include "ps/net/path_node.h"
 #include "ps/net/process.h"
+#include "ps/net/security.h"
 #include "worker/worker_node.h"
 
 namespace parley {
@@ -15,18 +17,21 @@ namespace {
 constexpr char kProgram[] = "parley-worker";
 
 struct Flags {
-  std::string scheduler, job, log;
+  std::string scheduler, job, log, keys;
   uint32_t join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
   bool spare = false;
 };
 
 absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& memory) {
+  PathTransport::Options transport;
+  absl::Status loaded = UseKeys(flags.keys, PeerRole::kWorker, &transport.keys);
+  if (!loaded.ok()) return loaded;
   return AddPathNode(process,
                      // One thread computes; a second would only find the first's caches cold.
                      {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
                      // Workers do not listen: answers come back on the connections they make.
-                     memory, PathTransport::Options(), [&](const NodeProcess::Seat& seat) {
+                     memory, std::move(transport), [&](const NodeProcess::Seat& seat) {
                        WorkerNode::Options options;
                        options.scheduler = flags.scheduler;
                        options.job = flags.job;
@@ -52,6 +57,8 @@ int Main(int argc, char** argv) {
       .Switch("spare", &flags.spare, "ask for no place: wait until one is to be taken")
       .Number("spin-us", &flags.spin_us, 0, 1000000,
               "microseconds to look for work before sleeping; only with cores to spare")
+      .Text("keys", &flags.keys, "DIR",
+            "encrypt, and speak only to keys that DIR/authorized has (parley keygen); else neither")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   LentMemory memory;

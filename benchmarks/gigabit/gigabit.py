@@ -109,7 +109,7 @@ def train(args, codec, seed, directory):
     log = lambda name: os.path.join(directory, name + ".log")
     program = lambda name: os.path.join(args.bin, name)
     with Network(["scheduler", *servers, *workers], args.rate) as network:
-        command = [program("parley-scheduler"), "--experiment", args.experiment, "--run-dir", run_dir, "--quiet",
+        command = [program("parley-scheduler"), "--experiment", args.experiment, "--run-dir", run_dir, "--quiet", "--insecure",
                    "--bind", f"tcp://{network.address('scheduler')}:0", "--endpoint-file", endpoint_file]
         for override in overrides:
             command += ["--set", override]
@@ -117,7 +117,7 @@ def train(args, codec, seed, directory):
         endpoint = wait_for_file(endpoint_file, scheduler, log("scheduler"))
         for rank, name in enumerate(servers):
             network.start(name, [program("parley-server"), "--scheduler", endpoint, "--rank", str(rank), "--transport", "tcp",
-                                 "--bind", f"tcp://{network.address(name)}:0"], log(name))
+                                 "--insecure", "--bind", f"tcp://{network.address(name)}:0"], log(name))
         for rank, name in enumerate(workers):
             network.start(name, [program("parley-worker"), "--scheduler", endpoint, "--rank", str(rank)], log(name))
         marks = watch(scheduler, os.path.join(run_dir, "metrics.jsonl"), log("scheduler"),

@@ -90,6 +90,7 @@ absl::StatusOr<BindTarget> ResolveBind(const std::string& bind) {
                         "ipc://",
                         bind));
   }
+  endpoint->key.clear();  // as it was told to others
   BindTarget target{.endpoint = *std::move(endpoint), .advertised_host = "", .interfaces = ""};
   if (target.endpoint.scheme == Endpoint::Scheme::kIpc) return target;
   absl::StatusOr<std::vector<LocalAddress>> local = LocalAddresses();

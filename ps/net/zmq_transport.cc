@@ -28,9 +28,10 @@ namespace {
 constexpr int kFramesPerTurn = 64;
 
 constexpr absl::Duration kLogInterval = absl::Seconds(1);
-// With keys: somebody could not prove who it is.
-constexpr int kHandshakeEvents =
+// With keys: somebody could not prove who it is, and tries no more; or just went.
+constexpr int kRefusedEvents =
     ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
+constexpr int kHandshakeEvents = kRefusedEvents | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
 
 bool IsIpv6(const std::string& host) { return host.find(':') != std::string::npos; }
 
@@ -51,6 +52,7 @@ struct ZmqTransport::Channel : std::enable_shared_from_this<ZmqTransport::Channe
 
   // Of a DEALER, whose other end has proven it before it is heard.
   PeerRole role = PeerRole::kUnproven;
+  bool refused = false;  // a DEALER's keys did not fit; another one takes its place soon
 };
 
 struct ZmqTransport::Incoming {
@@ -331,6 +333,10 @@ absl::Status ZmqTransport::SendOn(Channel* channel, NodeId to, Frame frame) {
     return absl::UnavailableError(absl::StrFormat("no such peer: node %s", ToString(to)));
   }
   ++counters_.dropped;
+  if (error == EAGAIN && channel->refused) {
+    return absl::UnavailableError(
+        absl::StrFormat("node %s and this one do not have each other's keys", ToString(to)));
+  }
   if (error == EAGAIN) {
     return absl::ResourceExhaustedError(
         absl::StrFormat("%d frames already wait for node %s", options_.queue_frames, ToString(to)));
@@ -364,8 +370,11 @@ bool ZmqTransport::DrainMonitor(Channel* monitor) {
     event = static_cast<uint8_t>(part.data()[0]) | static_cast<uint8_t>(part.data()[1]) << 8;
     told |= event;
   }
-  // Keys that are not known here were refused at the door already.
   const bool listens = monitor->peer == kNoNode;
+  // Who finds out first that it is in the wrong place hangs up, and the other learns no more.
+  if (listens && (told & ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) != 0) {
+    Refuse("a connection that ended before it had proven a key");
+  }
   if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) != 0) {
     Refuse(listens ? "a connection that knows no key of this node, or has none of its own"
                    : absl::StrFormat("node %s proves no key, or takes this node for another",
@@ -374,8 +383,25 @@ bool ZmqTransport::DrainMonitor(Channel* monitor) {
   if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0 && !listens) {
     Refuse(absl::StrFormat("node %s does not let this node's key in", ToString(monitor->peer)));
   }
+  if ((told & kRefusedEvents) != 0 && !listens) OnRefused(monitor->peer);
   if ((told & ZMQ_EVENT_DISCONNECTED) != 0 && peer_gone_) peer_gone_(monitor->peer);
   return told != 0;
+}
+
+// ZeroMQ never tries again then; but somebody else may have been there for a while, or the key may
+// be let in by the next process.
+void ZmqTransport::OnRefused(NodeId peer) {
+  auto known = peers_.find(peer);
+  if (known == peers_.end() || std::exchange(known->second->refused, true)) return;
+  std::weak_ptr<Channel> refused = known->second;
+  env_->After(options_.reconnect_max, [this, peer, refused] {
+    const std::shared_ptr<Channel> channel = refused.lock();
+    if (channel == nullptr || !channel->socket.is_open()) return;
+    const std::string endpoint = channel->endpoint;
+    Disconnect(peer);
+    absl::Status status = Connect(peer, endpoint);
+    if (!status.ok()) Log(std::string(status.message()));
+  });
 }
 
 bool ZmqTransport::DrainDoor(Channel* door) {

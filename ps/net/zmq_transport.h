@@ -137,6 +137,7 @@ class ZmqTransport : public Transport, private Poller {
   bool DrainChannel(Channel* channel);
   bool DrainMonitor(Channel* monitor);
   bool DrainDoor(Channel* door);
+  void OnRefused(NodeId peer);
   bool ReceiveMessage(Channel* channel, Incoming* in);
   void Dispatch(Channel* channel, Incoming* in);
   void Refuse(std::string_view why);

@@ -14,6 +14,7 @@
 #include "ps/net/node_name.h"
 #include "ps/net/path_node.h"
 #include "ps/net/process.h"
+#include "ps/net/security.h"
 #include "ps/server/server_node.h"
 
 namespace parley {
@@ -22,11 +23,11 @@ namespace {
 constexpr char kProgram[] = "parley-server";
 
 struct Flags {
-  std::string scheduler, job, log, bind;
+  std::string scheduler, job, log, bind, keys;
   std::string transport = "auto";
   uint32_t shards = 1, join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
-  bool spare = false;
+  bool spare = false, insecure = false;
 };
 
 // Where shard `index` listens, from where the process was told to: ports, paths and names count up.
@@ -75,6 +76,7 @@ struct Common {
   uint64_t process_id = 0;
   std::string node_name;
   std::shared_ptr<ZmqContext> context;
+  std::shared_ptr<const NodeKeys> keys;  // null: without
 };
 
 absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
@@ -84,6 +86,8 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
   PathTransport::Options transport;
   transport.bind = *std::move(bind);
   transport.context = common.context;
+  transport.keys = common.keys;
+  transport.insecure = flags.insecure;
   return AddPathNode(process, {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
                      memory, std::move(transport), [&](const NodeProcess::Seat& seat) {
                        ServerNode::Options options;
@@ -122,6 +126,9 @@ int Main(int argc, char** argv) {
       .Switch("spare", &flags.spare, "ask for no place: wait until one is to be taken")
       .Number("spin-us", &flags.spin_us, 0, 1000000,
               "microseconds to look for work before sleeping; only with cores to spare")
+      .Text("keys", &flags.keys, "DIR",
+            "encrypt, and speak only to keys that DIR/authorized has (parley keygen); else neither")
+      .Switch("insecure", &flags.insecure, "listen where other machines reach it, without keys")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   LentMemory memory;
@@ -130,10 +137,15 @@ int Main(int argc, char** argv) {
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
   absl::StatusOr<std::shared_ptr<ZmqContext>> context = ZmqContext::Create();
   if (!context.ok()) return NodeProcess::Complain(kProgram, context.status());
+  std::shared_ptr<const NodeKeys> keys;
+  if (absl::Status status = UseKeys(flags.keys, PeerRole::kServer, &keys); !status.ok()) {
+    return NodeProcess::Complain(kProgram, status);
+  }
   std::random_device random;
   const Common common{.process_id = (uint64_t{random()} << 32 | random()) | 1,
                       .node_name = HostAndPid(),
-                      .context = *context};
+                      .context = *context,
+                      .keys = std::move(keys)};
   for (uint32_t shard = 0; shard < flags.shards; ++shard) {
     absl::Status status = AddShard(**process, flags, shard, common, memory);
     if (!status.ok()) return NodeProcess::Complain(kProgram, status);

@@ -23,6 +23,7 @@ int ExplainCommand(const CommandArgs& args);   // parley explain FILE: what will
 int BenchCommand(const CommandArgs& args);     // parley bench SUITE: what the data plane reaches
 int ResizeCommand(const CommandArgs& args);    // parley resize --servers N RUNDIR: while it trains
 int SaveCommand(const CommandArgs& args);      // parley save RUNDIR: a checkpoint now
+int KeygenCommand(const CommandArgs& args);    // parley keygen --out DIR: keys for --keys
 int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
 
 // Shared by the commands. Parses; an exit code means that the command is over (help or an error was

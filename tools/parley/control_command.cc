@@ -12,6 +12,7 @@
 #include "ps/base/loop_env.h"
 #include "ps/net/rpc.h"
 #include "ps/net/scheduler_link.h"
+#include "ps/net/security.h"
 #include "ps/net/zmq_transport.h"
 #include "tools/parley/commands.h"
 
@@ -22,6 +23,8 @@ namespace {
 constexpr absl::Duration kDeadline = absl::Minutes(10);
 // Nobody there: no scheduler needs so long for its first word.
 constexpr absl::Duration kFirstWord = absl::Seconds(10);
+
+constexpr char kKeysHelp[] = "the scheduler's keys, if the job has any; else RUN_DIR/keys";
 
 // The scheduler's endpoint from what the user gave: that, or a run directory.
 absl::StatusOr<std::string> EndpointOf(const std::string& where) {
@@ -36,11 +39,24 @@ absl::StatusOr<std::string> EndpointOf(const std::string& where) {
                    "directory of a run, or the scheduler's endpoint, tcp://host:port"));
 }
 
-absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint, const pb::Control& control,
-                                      const std::string& what) {
+// Who may order a job about has its scheduler's key: that of --keys, or of a run that made its own.
+absl::Status FindKeys(const std::string& where, std::string keys,
+                      std::shared_ptr<const NodeKeys>* found) {
+  std::error_code error;
+  if (keys.empty() && !absl::StrContains(where, "://") &&
+      std::filesystem::is_directory(where + "/keys", error)) {
+    keys = where + "/keys";
+  }
+  return UseKeys(keys, PeerRole::kScheduler, found);
+}
+
+absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint,
+                                      std::shared_ptr<const NodeKeys> keys,
+                                      const pb::Control& control, const std::string& what) {
   LoopEnv env({.offload_threads = 0});
   ZmqTransport::Options options;
   options.self = NodeId{env.Random()};
+  options.keys = std::move(keys);
   absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
       ZmqTransport::Create(&env, std::move(options));
   if (!transport.ok()) return transport.status();
@@ -79,10 +95,15 @@ absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint, const pb::Con
   return result;
 }
 
-int Control(const std::string& where, const pb::Control& control, const std::string& what) {
+int Control(const std::string& where, const std::string& keys_directory, const pb::Control& control,
+            const std::string& what) {
+  std::shared_ptr<const NodeKeys> keys;
+  if (absl::Status status = FindKeys(where, keys_directory, &keys); !status.ok()) {
+    return Complain(status, kExitUsage);
+  }
   absl::StatusOr<std::string> endpoint = EndpointOf(where);
   if (!endpoint.ok()) return Complain(endpoint.status(), kExitUsage);
-  absl::StatusOr<pb::ControlAnswer> answer = Ask(*endpoint, control, what);
+  absl::StatusOr<pb::ControlAnswer> answer = Ask(*endpoint, std::move(keys), control, what);
   if (!answer.ok()) {
     const bool usage = absl::IsInvalidArgument(answer.status());
     return Complain(answer.status(), usage ? kExitUsage : kExitFailure);
@@ -99,14 +120,15 @@ int Control(const std::string& where, const pb::Control& control, const std::str
 }  // namespace
 
 int ResizeCommand(const CommandArgs& args) {
-  std::string where;
+  std::string where, keys;
   uint32_t servers = 0;
   FlagSet flags("parley resize",
                 "Moves a running job's partitions to more servers, or to fewer. Server processes "
                 "that it is to grow to are started before: `parley run --spare-servers`, or "
                 "parley-server.");
   flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens")
-      .OptionalNumber("servers", &servers, 1, 1024, "server processes that shall hold partitions");
+      .OptionalNumber("servers", &servers, 1, 1024, "server processes that shall hold partitions")
+      .Text("keys", &keys, "DIR", kKeysHelp);
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   if (servers == 0) {
     return Complain(absl::InvalidArgumentError(
@@ -116,17 +138,18 @@ int ResizeCommand(const CommandArgs& args) {
   }
   pb::Control control;
   control.set_servers(servers);
-  return Control(where, control, absl::StrCat("resize to ", servers, " servers"));
+  return Control(where, keys, control, absl::StrCat("resize to ", servers, " servers"));
 }
 
 int SaveCommand(const CommandArgs& args) {
-  std::string where;
+  std::string where, keys;
   FlagSet flags("parley save", "Has a running job write a checkpoint as soon as may be.");
-  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens");
+  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens")
+      .Text("keys", &keys, "DIR", kKeysHelp);
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   pb::Control control;
   control.set_checkpoint(true);
-  return Control(where, control, "a checkpoint");
+  return Control(where, keys, control, "a checkpoint");
 }
 
 }  // namespace parley

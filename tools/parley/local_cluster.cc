@@ -152,6 +152,7 @@ std::vector<std::string> LocalCluster::SchedulerArgs(const std::string& resolved
     args.insert(args.end(), more);
   };
   if (!options_.restore.empty()) add({"--restore", options_.restore});
+  if (!options_.keys.empty()) add({"--keys", options_.keys});
   if (options_.append) add({"--append"});
   if (options_.progress_ms != Options().progress_ms) {
     add({"--progress-ms", absl::StrCat(options_.progress_ms)});
@@ -178,6 +179,7 @@ absl::Status LocalCluster::StartServer(uint32_t index, const std::string& endpoi
                "--job",       experiment_.name(),
                "--shards",    absl::StrCat(cluster.shards_per_server()),
                "--log",       spec.log};
+  if (!options_.keys.empty()) spec.args.insert(spec.args.end(), {"--keys", options_.keys});
   AddPlace(index, cluster.servers(), &spec);
   const std::string transport = pb::Cluster::Transport_Name(cluster.transport());
   spec.args.insert(spec.args.end(), {"--transport", absl::AsciiStrToLower(transport)});
@@ -194,6 +196,7 @@ absl::Status LocalCluster::StartServer(uint32_t index, const std::string& endpoi
 absl::Status LocalCluster::StartWorker(uint32_t index, const std::string& endpoint) {
   ChildSpec spec = Spec("worker", index);
   spec.args = {"--scheduler", endpoint, "--job", experiment_.name(), "--log", spec.log};
+  if (!options_.keys.empty()) spec.args.insert(spec.args.end(), {"--keys", options_.keys});
   AddPlace(index, experiment_.cluster().workers(), &spec);
   AddSpin(&spec);
   return supervisor_->Start(std::move(spec));

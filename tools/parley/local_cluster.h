@@ -26,6 +26,7 @@ class LocalCluster {
     std::string run_dir;       // exists, with logs/ in it
     std::string bin;           // where the roles' programs are
     std::string restore = "";  // a checkpoint to begin from; empty: from the first weights
+    std::string keys = "";     // a directory of keys for all; empty: without
     bool append = false;       // add to the record that is in run_dir
     uint32_t spare_servers = 0, spare_workers = 0;
     uint32_t max_restarts = 0;    // of each process

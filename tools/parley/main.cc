@@ -40,6 +40,7 @@ constexpr Command kCommands[] = {
     {"save", "RUNDIR", "have a running job write a checkpoint now", SaveCommand},
     {"checkpoint", "COMMAND DIR", "list, inspect, verify, export what a run has saved",
      CheckpointCommand},
+    {"keygen", "--out DIR", "make keys, for clusters whose network is not trusted", KeygenCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},
     {"version", "", "print the version", VersionCommand},

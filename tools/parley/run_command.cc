@@ -11,6 +11,7 @@
 #include "ps/checkpoint/checkpoint_files.h"
 #include "ps/config/experiment.h"
 #include "tools/parley/commands.h"
+#include "tools/parley/keygen_command.h"
 #include "tools/parley/local_cluster.h"
 
 namespace parley {
@@ -21,10 +22,10 @@ namespace fs = std::filesystem;
 struct RunFlags {
   std::string file, run_dir, transport, metrics_format = "plain";
   std::vector<std::string> overrides;
-  std::string resume;
+  std::string resume, keys;
   uint32_t servers = 0, workers = 0;  // 0: as the file says
   uint32_t spare_servers = 0, spare_workers = 0, max_restarts = 100, progress_ms = 1000;
-  bool no_restart = false, quiet = false;
+  bool no_restart = false, quiet = false, secure = false;
 };
 
 // What to train, and from where on.
@@ -132,6 +133,22 @@ absl::StatusOr<std::string> ChooseRunDirectory(const RunFlags& flags, const std:
   return made.ok() ? absl::StatusOr<std::string>(path) : made;
 }
 
+// The directory of the keys, as an absolute path; empty: without. A run that goes on takes its own.
+absl::StatusOr<std::string> ChooseKeys(const RunFlags& flags, const std::string& run_dir) {
+  if (!flags.keys.empty() && flags.secure) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "parley run: --keys ", flags.keys, " and --secure, which makes new ones; allowed: one"));
+  }
+  if (flags.keys.empty() && !flags.secure) return "";
+  const std::string path = flags.secure ? run_dir + "/keys" : flags.keys;
+  std::error_code error;
+  if (flags.secure && !fs::exists(path, error)) {
+    if (absl::Status made = MakeClusterKeys(path); !made.ok()) return made;
+  }
+  const fs::path absolute = fs::absolute(path, error);
+  return error ? path : absolute.string();
+}
+
 // Of the run before, what would be taken for this one's.
 void ClearForResume(const std::string& run_dir) {
   std::error_code ignored;
@@ -167,6 +184,8 @@ int RunCommand(const CommandArgs& args) {
               "short for --set cluster.transport=..")
       .Choice("metrics-format", &run.metrics_format, {"plain", "gradient"},
               "gradient also prints {\"chart\": ..} lines")
+      .Text("keys", &run.keys, "DIR", "encrypts tcp with these keys (parley keygen)")
+      .Switch("secure", &run.secure, "makes keys for this run in RUNDIR/keys, and uses them")
       .Switch("quiet", &run.quiet, "prints the results only");
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
 
@@ -179,7 +198,10 @@ int RunCommand(const CommandArgs& args) {
     return Complain(run_dir.status(),
                     absl::IsAlreadyExists(run_dir.status()) ? kExitUsage : kExitFailure);
   }
+  absl::StatusOr<std::string> keys = ChooseKeys(run, *run_dir);
+  if (!keys.ok()) return Complain(keys.status(), kExitUsage);
   LocalCluster::Options options;
+  options.keys = *keys;
   options.run_dir = *run_dir;
   options.bin = *std::move(bin);
   options.restore = plan->restore;

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""Keys: a cluster trains with them to the same weights, and nobody else gets in or listens to others."""
+
+import os
+import stat
+
+import harness
+
+QUICK_JOIN = ("--join-timeout", "3")
+
+
+class Security(harness.E2eTest):
+    def keygen(self, name="keys", *args, code=0):
+        process = self.start(f"keygen-{name}-{len(self.processes)}", "parley", "keygen", "--out", self.dir / name, *args)
+        self.assertEqual(process.wait(harness.FAILURE_S), code, process.story())
+        return self.dir / name
+
+    def authorize(self, source, target):
+        """Whoever `source` lets in and knows, `target` knows, too, and not the other way."""
+        for path in (source / "authorized").iterdir():
+            own = target / "authorized" / path.name
+            if not own.exists():
+                own.write_bytes(path.read_bytes())
+
+    def start_secure_cluster(self, keys, sets=harness.ENDLESS):
+        """A scheduler and a server; the worker is the test's to start."""
+        scheduler = self.start_scheduler(harness.TINY, "--keys", keys,
+                                         sets=[*sets, "cluster.servers=1", "cluster.workers=1"])
+        endpoint = self.endpoint()
+        self.start_node("server", "server-0", endpoint, "--keys", keys, "--transport", "tcp")
+        return scheduler, endpoint
+
+    def test_a_run_with_keys_ends_with_the_same_weights(self):
+        sets = ("cluster.transport=TCP",)
+        plain = self.run_to_end(name="plain", sets=sets)
+        secure = self.run_to_end(harness.TINY, "--secure", name="secure", sets=sets)
+        self.assertEqual(secure["weights_sha256"], plain["weights_sha256"])
+        keys = self.dir / "secure" / "keys"
+        self.assertEqual(stat.S_IMODE(keys.stat().st_mode), 0o700)
+        for role in ("scheduler", "server", "worker"):
+            self.assertEqual(stat.S_IMODE((keys / f"{role}.key").stat().st_mode), 0o600)
+        # It was the network, and each server told its key.
+        log = self.log_text(self.dir / "secure" / "logs" / "worker-0.log")
+        self.assertRegex(log, r"over tcp://127\.0\.0\.1:\d+#.{40}")
+
+    def test_a_cluster_by_hand_takes_members_with_keys_alone(self):
+        keys = self.keygen()
+        scheduler, endpoint = self.start_secure_cluster(keys)
+        log = self.log("scheduler")
+        # No key.
+        bare = self.start_node("worker", "bare", endpoint, *QUICK_JOIN)
+        self.assert_fails(bare, "did not answer within")
+        self.assertRegex(self.log_text(log), "refused .*: a connection that (knows no|ended before)")
+        # A key that is not authorized; the scheduler's is the right one, so that it is heard.
+        others = self.keygen("others", "--roles", "worker", "--name", "other")
+        self.authorize(keys, others)
+        stranger = self.start_node("worker", "stranger", endpoint, "--keys", others, *QUICK_JOIN)
+        self.assert_fails(stranger, "did not answer within", "do not have each other's keys")
+        self.await_("refusal of a key", lambda: "nobody's in authorized/" in self.log_text(log))
+        # A worker's key in a server's file is no server's.
+        posing = self.keygen("posing", "--roles", "server", "--name", "posing")
+        text = (keys / "worker.key").read_text().replace("role worker", "role server")
+        (posing / "server.key").write_text(text)
+        self.authorize(keys, posing)
+        server = self.start_node("server", "posing-server", endpoint, "--keys", posing, *QUICK_JOIN)
+        self.assert_fails(server, "HELLO", "whose key is a worker's")
+        self.assertIn("whose key is a worker's", self.log_text(log))
+        # One of its own.
+        self.start_node("worker", "worker-0", endpoint, "--keys", keys)
+        self.await_training()
+        scheduler.signal(15)
+
+    def test_secrets_that_others_can_read_are_refused(self):
+        keys = self.keygen()
+        os.chmod(keys / "server.key", 0o644)
+        server = self.start_node("server", "server", "tcp://127.0.0.1:9", "--keys", keys)
+        self.assert_fails(server, "server.key", "mode 0644", "chmod 600")
+        missing = self.start_node("worker", "worker", "tcp://127.0.0.1:9", "--keys", self.dir / "nowhere")
+        self.assert_fails(missing, "nowhere/worker.key", "parley keygen")
+
+    def test_keygen_overwrites_nothing_and_knows_its_roles(self):
+        keys = self.keygen("keys", "--roles", "server,worker", "--name", "rack-1")
+        self.assertEqual(sorted(os.listdir(keys / "authorized")), ["server-rack-1.pub", "worker-rack-1.pub"])
+        before = (keys / "server.key").read_bytes()
+        self.keygen("keys", "--roles", "server", code=2)
+        self.assertEqual((keys / "server.key").read_bytes(), before)
+        self.keygen("keys", "--roles", "baker", code=2)
+
+    def test_other_machines_are_listened_to_with_keys_or_on_request(self):
+        refused = self.start_scheduler(bind="tcp://0.0.0.0:0")
+        self.assert_fails(refused, "cannot listen on tcp://0.0.0.0:0", "--keys", "--insecure")
+        server = self.start_node("server", "server", "tcp://127.0.0.1:9", "--bind", "tcp://0.0.0.0:0")
+        self.assert_fails(server, "cannot listen on tcp://0.0.0.0:0", "--keys", "--insecure")
+        self.start_scheduler(name="asked", run="asked", bind="tcp://0.0.0.0:0", sets=["cluster.insecure=true"])
+        self.endpoint("asked")
+        self.assertIn("warning: tcp://", self.log_text(self.log("asked")))
+        self.start_scheduler(harness.TINY, "--insecure", name="flag", run="flag", bind="tcp://0.0.0.0:0")
+        self.endpoint("flag")
+        self.start_scheduler(harness.TINY, "--keys", self.keygen(), name="keyed", run="keyed", bind="tcp://0.0.0.0:0")
+        self.endpoint("keyed")
+        self.assertNotIn("warning", self.log_text(self.log("keyed")))
+        for process in self.processes:
+            if process.poll() is None:
+                process.signal(15)
+
+    def test_a_job_is_ordered_about_with_its_schedulers_key(self):
+        run = self.start_run(harness.TINY, "--secure", sets=harness.ENDLESS)
+        self.await_training()
+        saved = self.start("save", "parley", "save", self.dir / "run")
+        self.assertEqual(saved.wait(harness.RUN_S), 0, saved.story())
+        mine = self.keygen("mine", "--roles", "scheduler", "--name", "mine")
+        (mine / "authorized" / "scheduler-mine.pub").unlink()
+        endpoint = (self.dir / "run" / "scheduler.endpoint").read_text().strip()
+        self.authorize(self.dir / "run" / "keys", mine)
+        other = self.start("other", "parley", "save", endpoint, "--keys", mine)
+        self.assert_fails(other, "did not answer within")
+        run.signal(2)
+        run.wait(harness.FAILURE_S)
+
+
+if __name__ == "__main__":
+    harness.main()

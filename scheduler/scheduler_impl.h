@@ -167,6 +167,7 @@ class SchedulerNode::Impl {
   uint32_t servers_wanted_;                       // processes that shall hold partitions
   std::map<NodeId, pb::FrameHeader> registered_;  // parked REGISTERs, to be answered with a map
   std::set<NodeId> registering_;  // are answered once it is saved that they are ready
+  std::set<NodeId> unanswered_;   // have registered here, and got no answer yet
   pb::Assignment assignment_;     // of the newest round, complete or not; epoch 0: none yet
   pb::Assignment published_;      // of the newest that all servers follow: what workers may know
   std::optional<pb::Restore> resumed_from_;  // what the first generation began from

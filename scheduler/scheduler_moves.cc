@@ -124,6 +124,7 @@ void SchedulerNode::Impl::Forget(const Member& member) {
   detector_.Clear(node);
   registered_.erase(node);
   registering_.erase(node);
+  unanswered_.erase(node);
   let_go_.erase(node);
   members_.Remove(node);
 }
@@ -290,19 +291,18 @@ void SchedulerNode::Impl::OnServersReady(const pb::Assignment& assignment) {
   }
 }
 
-// Those that wait for an answer to REGISTER get it instead.
+// Those that wait for an answer to REGISTER get it instead. Who has had one may have forgotten that
+// it ever asked: what came of it since is a duplicate, or was late, and its answer is lost on it.
 std::vector<Rounds::Target> SchedulerNode::Impl::WorkersToTell() {
   std::vector<Rounds::Target> workers;
   const std::map<NodeId, pb::FrameHeader> registered = std::exchange(registered_, {});
   for (const Member* member : members_.all()) {
     if (member->role != pb::WORKER || !member->ready) continue;
+    const bool answered = !unanswered_.contains(member->node);
+    if (answered) workers.push_back({member->node, member->Describe(false)});
     if (registering_.contains(member->node)) continue;  // gets this one soon
     auto waiting = registered.find(member->node);
-    if (waiting != registered.end()) {
-      AnswerRegister(*member, waiting->second);
-    } else {
-      workers.push_back({member->node, member->Describe(false)});
-    }
+    if (waiting != registered.end()) AnswerRegister(*member, waiting->second);
   }
   return workers;
 }

@@ -207,7 +207,10 @@ void SchedulerNode::Impl::OnRegister(NodeId from, const Frame& request) {
   }
   const bool is_new = !member->ready;
   member->ready = true;
-  if (is_new) Event(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
+  if (is_new) {
+    unanswered_.insert(from);
+    Event(absl::StrCat(member->Describe(false), " is ready on ", tables.device()));
+  }
   if (CanAnswerRegister()) {
     // A scheduler that comes back must know whom it may give work.
     registering_.insert(from);
@@ -229,6 +232,7 @@ void SchedulerNode::Impl::OnRegister(NodeId from, const Frame& request) {
 }
 
 void SchedulerNode::Impl::AnswerRegister(const Member& worker, const pb::FrameHeader& request) {
+  unanswered_.erase(worker.node);
   pb::Assignment assignment = published_;
   assignment.set_data_part(worker.rank);
   Frame answer;

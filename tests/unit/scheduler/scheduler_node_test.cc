@@ -82,6 +82,18 @@ TEST_F(SchedulerNodeTest, WithoutCopiesAllBeginAgain) {
   EXPECT_THAT(Events(), HasSubstr("all begin again from the first weights"));
 }
 
+// Seed 2888: its answer went to a question that the worker had closed, and no ASSIGN followed.
+TEST_F(SchedulerNodeTest, ALateDuplicateOfARegistrationKeepsNobodyFromTheNextRound) {
+  StartJob();
+  Kill(0);
+  Run(absl::Milliseconds(1300));
+  ASSERT_EQ(nodes_[2]->Last().generation(), 1u);  // a replacement is waited for
+  nodes_[2]->Ask(pb::REGISTER, Node::Tables().SerializeAsString(), [](absl::StatusOr<Frame>) {});
+  Run(absl::Seconds(3));
+  EXPECT_EQ(nodes_[3]->Last().generation(), 2u);
+  EXPECT_EQ(nodes_[2]->Last().generation(), 2u);
+}
+
 TEST_F(SchedulerNodeTest, NobodyComesAndThoseThatAreThereGoOn) {
   StartJob();
   Kill(1);

@@ -104,14 +104,17 @@ struct Node {
       if (role == pb::WORKER) Register();
     });
   }
-  void Register() {
+  static pb::Register Tables() {
     pb::Register tables;
     tables.set_train_samples(100);
     pb::TableSpec* table = tables.add_table();
     table->set_name("model");
     table->set_partition_elements(4);
     table->add_tensor()->add_shape(16);  // 4 partitions
-    Ask(pb::REGISTER, tables.SerializeAsString(), [this](absl::StatusOr<Frame> answer) {
+    return tables;
+  }
+  void Register() {
+    Ask(pb::REGISTER, Tables().SerializeAsString(), [this](absl::StatusOr<Frame> answer) {
       if (!answer.ok()) return;
       pb::Assignment assignment;
       EXPECT_TRUE(assignment.ParseFromString(answer->header.body()));

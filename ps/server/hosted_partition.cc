@@ -200,10 +200,8 @@ void HostedPartition::OnNorm(NormGroup group, double total) {
 }
 
 void HostedPartition::RememberNorm(NormGroup group, double total) {
-  for (const auto& [known, unused] : known_norms_) {
-    if (known == group) return;
-  }
-  known_norms_.emplace_back(group, total);
+  if (!known_norms_.emplace(group, total).second) return;
+  // Answers may come in another order than the groups: what is forgotten is the lowest tick.
   const auto of_worker = [&](const auto& known) { return known.first.worker == group.worker; };
   if (std::count_if(known_norms_.begin(), known_norms_.end(), of_worker) > kKnownNorms) {
     known_norms_.erase(std::find_if(known_norms_.begin(), known_norms_.end(), of_worker));
@@ -277,14 +275,35 @@ void HostedPartition::Advance() {
     PendingStep& queued = pending_.back();
     if (!queued.norm.has_value()) {
       CollectGradients(queued.step);
-      const NormGroup group = queued.group;
-      const double share = values_->SumOfSquares(gradients_, queued.inverse_weight);
-      queued.share = share;
-      request_norm_(setup_.index, group, share);  // may answer at once, and so change pending_
+      queued.share = values_->SumOfSquares(gradients_, queued.inverse_weight);
+      AskNorms();
     }
     pending = PendingStep();
   }
   ApplyReady();
+}
+
+// In the order of the groups, and of each worker's no more than others remember (KnownNorms).
+void HostedPartition::AskNorms() {
+  if (asking_) return;
+  asking_ = true;
+  while (PendingStep* next = NextToAsk()) {
+    next->asked = true;
+    const NormGroup group = next->group;
+    request_norm_(setup_.index, group, next->share);  // may answer at once, and so change pending_
+  }
+  asking_ = false;
+}
+
+// Null: there is none at present.
+HostedPartition::PendingStep* HostedPartition::NextToAsk() {
+  if (setup_.clip == nullptr || pending_.empty()) return nullptr;
+  std::vector<ptrdiff_t> waiting(workers(), 0);
+  for (PendingStep& pending : pending_) {
+    const bool may = ++waiting[pending.group.worker] <= kKnownNorms;
+    if (may && !pending.asked && !pending.norm.has_value()) return &pending;
+  }
+  return nullptr;
 }
 
 // Applies what has its norm, except a worker's tick ahead of an earlier tick of the same worker:
@@ -304,6 +323,7 @@ void HostedPartition::ApplyReady() {
     it = pending_.erase(it);
   }
   LetGo();
+  AskNorms();
 }
 
 void HostedPartition::Apply(PendingStep& pending) {

@@ -19,6 +19,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -126,8 +127,10 @@ class HostedPartition {
 
   // The total over all partitions for a group this partition has asked for.
   void OnNorm(NormGroup group, double total);
-  // The totals of the last kKnownNorms groups that went into the weights here, where groups are a
-  // worker's: of each worker's, oldest first: for a partition that lacks one after a move.
+  // The totals of the last kKnownNorms groups here, where groups are a worker's: of each worker's,
+  // in their order: for a partition that lacks one after a move. Nobody asks for the norm of a
+  // group before what is kKnownNorms groups back is in its weights, so no partition gets further
+  // ahead of another than that, whatever the mode, and none forgets what another still lacks.
   std::vector<std::pair<NormGroup, double>> KnownNorms() const;
   static constexpr ptrdiff_t kKnownNorms = 2;
 
@@ -217,6 +220,7 @@ class HostedPartition {
     NormGroup group;
     double inverse_weight = 0;
     double share = 0;            // of this partition, in the norm
+    bool asked = false;          // for the norm, by the present map
     std::optional<double> norm;  // sum of squares over all partitions, once known
   };
   // What an operation does to the clocks once it is durable.
@@ -244,6 +248,8 @@ class HostedPartition {
                         Buffer values);
   void CollectGradients(const CompleteStep& step);
   void Advance();
+  void AskNorms();
+  PendingStep* NextToAsk();
   void ApplyReady();
   void Apply(PendingStep& pending);
   void KeepOverwritten(uint64_t tick);
@@ -290,7 +296,8 @@ class HostedPartition {
   uint64_t last_index_ = 0, durable_index_ = 0;
   std::deque<Effect> effects_;       // of operations that are not durable, in order
   std::deque<PendingStep> pending_;  // complete, in order, but their norm is not known yet
-  std::deque<std::pair<NormGroup, double>> known_norms_;
+  std::map<NormGroup, double> known_norms_;
+  bool asking_ = false;         // in AskNorms
   std::set<uint32_t> leaving_;  // have said so, but still have gradients in pending_
   // By rank: below, all is closed, by the worker's predecessors or by itself.
   std::vector<uint64_t> here_below_;

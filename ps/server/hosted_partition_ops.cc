@@ -74,18 +74,8 @@ uint64_t HostedPartition::Missing(uint32_t worker) const {
 }
 
 void HostedPartition::Resume() {
-  std::vector<NormGroup> lacking;
-  for (const PendingStep& pending : pending_) {
-    if (!pending.norm.has_value()) lacking.push_back(pending.group);
-  }
+  for (PendingStep& pending : pending_) pending.asked = false;
   Advance();
-  for (NormGroup group : lacking) {
-    // The answer to one may change pending_, if it comes at once.
-    const auto pending = std::find_if(pending_.begin(), pending_.end(), [&](const PendingStep& p) {
-      return p.group == group && !p.norm.has_value();
-    });
-    if (pending != pending_.end()) request_norm_(setup_.index, group, pending->share);
-  }
 }
 
 // gradients_ as one, which takes their place there. That of a single worker is handed on as it

@@ -256,8 +256,10 @@ TEST(Regression, SeedsThatFailedOnce) {
 //   833      the next scheduler knew that the job is done, but not what the servers had counted
 //   2334     a scheduler that came back when all was recorded began the job again
 //   2853     a partition that moved waited for the norm of a worker's step that nobody had any more
+//   2676, 5596  the same, of a worker that was further ahead at the other partition than totals of
+//            norms were kept
 TEST(Regression, SeedsWithFailuresThatFailedOnce) {
-  for (uint64_t seed : {31, 265, 486, 833, 2334, 2853}) {
+  for (uint64_t seed : {31, 265, 486, 833, 2334, 2676, 2853, 5596}) {
     SCOPED_TRACE(seed);
     EXPECT_THAT(CheckSeed(seed, /*verbose=*/false), IsEmpty());
   }

@@ -147,6 +147,35 @@ TEST_F(HostedPartitionTest, ALaterTickDoesNotOvertakeOneThatWaitsForItsNorm) {
   EXPECT_THAT(Weights(), ElementsAre(-1, -1, 0, 0));
 }
 
+// Or another partition, which has the totals, forgets those that this one lacks after a move.
+TEST_F(HostedPartitionTest, NoNormIsAskedForFurtherAheadThanTotalsAreKept) {
+  Make("ASP", 2, /*clip_norm=*/100);
+  const auto asked = [&] {
+    std::vector<NormGroup> groups;
+    for (const auto& [group, share] : norms_) groups.push_back(group);
+    return groups;
+  };
+  for (uint64_t tick = 0; tick < 5; ++tick) {
+    ASSERT_TRUE(Push(1, tick, {1, 0, 0, 0}, 1, tick + 1).ok());
+  }
+  EXPECT_THAT(asked(), ElementsAre(NormGroup{0, 1}, NormGroup{1, 1}));
+  ASSERT_TRUE(Push(0, 0, {0, 1, 0, 0}, 1, 1).ok());  // each worker's count apart
+  EXPECT_THAT(asked(), ElementsAre(NormGroup{0, 1}, NormGroup{1, 1}, NormGroup{0, 0}));
+  partition_->OnNorm({1, 1}, 1);  // behind tick 0: nothing of the worker is in the weights
+  EXPECT_EQ(norms_.size(), 3u);
+  norms_.clear();
+  partition_->Resume();  // by another map
+  EXPECT_THAT(asked(), ElementsAre(NormGroup{0, 1}, NormGroup{0, 0}));
+  norms_.clear();
+  partition_->OnNorm({0, 1}, 1);
+  EXPECT_THAT(asked(), ElementsAre(NormGroup{2, 1}, NormGroup{3, 1}));
+  partition_->OnNorm({3, 1}, 4);
+  partition_->OnNorm({2, 1}, 4);
+  EXPECT_THAT(Weights(), ElementsAre(-4, 0, 0, 0));
+  EXPECT_THAT(partition_->KnownNorms(), ElementsAre(::testing::Pair(NormGroup{2, 1}, 4),
+                                                    ::testing::Pair(NormGroup{3, 1}, 4)));
+}
+
 TEST_F(HostedPartitionTest, ALeaverIsWaitedForUntilItsGradientsAreIn) {
   Make("SSP", 2, /*clip_norm=*/100);  // staleness 0
   ASSERT_TRUE(Push(0, 0, {1, 0, 0, 0}, 1, 1).ok());

@@ -133,17 +133,23 @@ class PosixFileSystem final : public FileSystem {
     return stat(path.c_str(), &info) == 0;
   }
 
+  // Whoever made what is there may have been unable to sync its name, or died before: nothing is
+  // made in a directory that a crash could take away.
   absl::Status MakeDirectory(const std::string& path) override {
-    if (mkdir(path.c_str(), 0777) == 0) return SyncDirectory(ParentOf(path));
-    if (errno == EEXIST) {
-      std::error_code error;
-      if (fs::is_directory(path, error)) return absl::OkStatus();
+    const std::string parent = ParentOf(path);
+    std::error_code error;
+    if (fs::is_directory(path, error)) {
+      absl::Status kept = SyncDirectory(parent);
+      // Made by another, if the names beside it are not ours to read.
+      return absl::IsPermissionDenied(kept) ? absl::OkStatus() : kept;
+    }
+    if (Exists(path)) {
       return absl::AlreadyExistsError(
           absl::StrCat("directory '", path, "' cannot be made: a file has this name"));
     }
-    const std::string parent = ParentOf(path);
-    if (errno != ENOENT || parent == path || parent == ".") return Failed(errno, path, "made");
-    if (absl::Status status = MakeDirectory(parent); !status.ok()) return status;
+    if (parent != path && parent != ".") {
+      if (absl::Status status = MakeDirectory(parent); !status.ok()) return status;
+    }
     // Another may have made it meanwhile.
     if (mkdir(path.c_str(), 0777) != 0 && errno != EEXIST) return Failed(errno, path, "made");
     return SyncDirectory(parent);

@@ -46,7 +46,7 @@ class FileSystem {
   // Names in a directory, sorted, without . and ..
   virtual absl::StatusOr<std::vector<std::string>> List(const std::string& directory) = 0;
   virtual bool Exists(const std::string& path) = 0;
-  // With its parents; OK if it is there. What it makes survives a crash.
+  // With its parents; OK if it is there. It survives a crash, even if an earlier call failed to.
   virtual absl::Status MakeDirectory(const std::string& path) = 0;
   virtual absl::Status Rename(const std::string& from, const std::string& to) = 0;
   // A second name for a file's bytes. kAlreadyExists: something has the name.

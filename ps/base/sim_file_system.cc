@@ -299,11 +299,18 @@ bool SimFileSystem::Exists(const std::string& path) {
 
 absl::Status SimFileSystem::MakeDirectory(const std::string& path) {
   std::string built;
-  for (const std::string& part : PartsOf(path)) {
+  const std::vector<std::string> parts = PartsOf(path);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const std::string& part = parts[i];
     const std::string parent = built;
     absl::StrAppend(&built, "/", part);
     const Place place = Find(built);
-    if (place.node != nullptr && place.node->is_directory) continue;
+    if (place.node != nullptr && place.node->is_directory) {
+      if (i + 1 < parts.size() && place.node->names.count(parts[i + 1]) != 0) continue;
+      // Who made it may have been unable to sync its name.
+      if (absl::Status status = SyncNames(parent, place.directory); !status.ok()) return status;
+      continue;
+    }
     if (place.node != nullptr) {
       return absl::AlreadyExistsError(
           absl::StrCat("directory '", path, "' cannot be made: a file has this name"));

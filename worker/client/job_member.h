@@ -42,8 +42,8 @@ class JobMember {
     std::string scheduler;  // endpoint
     absl::Duration join_timeout = absl::Seconds(60);
     pb::Hello hello = {};  // its role is set here
-    absl::AnyInvocable<void(const std::string&)> log =
-        nullptr;  // one line for the log; empty = silent
+    // Gets lines for the log; empty = silent.
+    absl::AnyInvocable<void(const std::string&)> log = nullptr;
   };
   struct Handlers {
     absl::AnyInvocable<void(const pb::Welcome&)> on_welcome;

@@ -4,8 +4,8 @@
 // acknowledged; Rpc resends a message as it is until it is answered. Messages of one partition
 // leave in the order in which they were asked for.
 //
-// The first error, a server's or a deadline's, goes to on_error = nullptr; after it nothing is
-// called back. Thread-safety: as Env, everything on the loop. Callbacks may call any method.
+// The first error, a server's or a deadline's, goes to on_error; after it nothing is called back.
+// Thread-safety: as Env, everything on the loop. Callbacks may call any method.
 #ifndef PARLEY_WORKER_CLIENT_PS_CLIENT_H_
 #define PARLEY_WORKER_CLIENT_PS_CLIENT_H_
 

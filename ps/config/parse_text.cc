@@ -36,21 +36,32 @@ std::string DescribeOneof(const FieldDescriptor& field) {
                       absl::StrJoin(members, ", "));
 }
 
-// `message` is the parser's, in its own words.
+// "Expected integer, got: abc" where abc is the value, rather than what stands behind it.
+bool IsAboutValue(const std::string& message, const std::string& value) {
+  if (!absl::StartsWith(message, "Expected")) return false;
+  return absl::StartsWith(value, "-") || absl::StrContains(message, absl::StrCat("got: ", value));
+}
+
+// `message` is the parser's, in its own words. It may quote the text read, which can hold any of
+// the words looked for here: what is said about a field is said only if it fits that field.
 std::string Describe(const std::string& message, const TextCursor& at) {
   if (absl::StrContains(message, "has no field named")) return DescribeUnknownField(at);
   if (at.field != nullptr) {
     if (absl::StrContains(message, "is specified multiple times")) {
       return absl::StrCat("given twice", Allowed("once"));
     }
-    if (absl::StrContains(message, "another member of oneof")) return DescribeOneof(*at.field);
-    if (absl::StrContains(message, "enumeration value")) {
+    if (at.field->real_containing_oneof() != nullptr &&
+        absl::StrContains(message, "another member of oneof")) {
+      return DescribeOneof(*at.field);
+    }
+    if (at.field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
+        absl::StrContains(message, "enumeration value")) {
       return absl::StrCat("'", at.value, "' is not one of its values",
                           DidYouMean(at.value, EnumNames(*at.field->enum_type())),
                           Allowed(AllowedValues(*at.field)));
     }
     if (!at.value.empty() && at.field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE &&
-        (absl::StartsWith(message, "Expected") || absl::StrContains(message, "out of range") ||
+        (IsAboutValue(message, at.value) || absl::StrContains(message, "out of range") ||
          absl::StrContains(message, "Invalid value") || absl::StartsWith(message, "Unable"))) {
       return absl::StrCat("value ", at.value, " does not fit", Allowed(AllowedValues(*at.field)));
     }

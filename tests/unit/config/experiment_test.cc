@@ -160,6 +160,20 @@ TEST(ParseErrors, TwiceAndOneofs) {
                           "sgd, adagrad, adadelta, rmsprop, adam, adamw, ftrl, row_adagrad"));
 }
 
+// The parser quotes what it read: an experiment can hold the parser's own words, at fields they do
+// not fit.
+TEST(ParseErrors, TheParsersOwnWordsInTheText) {
+  for (const char* words : {"enumeration value", "another member of oneof", "has no field named",
+                            "is specified multiple times", "out of range", "Expected"}) {
+    EXPECT_FALSE(ErrorsWith(absl::StrCat("seed: 7 \"", words, "\"")).empty()) << words;
+    EXPECT_FALSE(ErrorsWith(absl::StrCat("cluster \"", words, "\"")).empty()) << words;
+    EXPECT_FALSE(Errors(absl::StrCat("\"", words, "\"")).empty()) << words;
+  }
+  EXPECT_THAT(ErrorsWith("seed: 7 \"enumeration value\""),
+              ElementsAre("f:6:1: field 'seed': expected identifier, got: \"enumeration value\"; "
+                          "allowed: name: value, or name { ... }"));
+}
+
 TEST(ParseErrors, Syntax) {
   EXPECT_THAT(Errors("name: \"x\" data {"), ElementsAre(HasSubstr("f:1:11: field 'data': ")));
   EXPECT_THAT(Errors("}"), ElementsAre(HasSubstr("f:1:1: ")));

@@ -20,7 +20,8 @@ struct BindTarget {
   bool local = true;            // tcp: an interface here has the address, or it is a wildcard
 };
 
-// Resolves the host of `bind`; a key in it is not looked at. Errors are one line each, for the user.
+// Resolves the host of `bind`; a key in it is not looked at. Errors are one line each, for the
+// user.
 absl::StatusOr<BindTarget> ResolveBind(const std::string& bind);
 
 // Binds and returns the endpoint for others, with the real port. An ipc path where a living process

@@ -50,14 +50,14 @@ void SimProcesses::StartScheduler() {
     scheduler_->store->Attach(scheduler_->env.get());
     options.store = scheduler_->store.get();
   }
-  scheduler_->node =
-      std::make_unique<SchedulerNode>(scheduler_->env.get(), scheduler_->transport.get(),
-                                      std::move(options), observer_, [this](absl::Status status) {
-                                        Say(absl::StrCat("scheduler ends: ", status.ToString()));
-                                        scheduler_end_ = std::move(status);
-                                        // Its process exits, but not from within its own code.
-                                        world_->Schedule(absl::ZeroDuration(), [env = scheduler_->env.get()] { env->Kill(); });
-                                      });
+  scheduler_->node = std::make_unique<SchedulerNode>(
+      scheduler_->env.get(), scheduler_->transport.get(), std::move(options), observer_,
+      [this](absl::Status status) {
+        Say(absl::StrCat("scheduler ends: ", status.ToString()));
+        scheduler_end_ = std::move(status);
+        // Its process exits, but not from within its own code.
+        world_->Schedule(absl::ZeroDuration(), [env = scheduler_->env.get()] { env->Kill(); });
+      });
   scheduler_->node->Start();
 }
 

@@ -60,7 +60,12 @@ class Etcd : public testing::Environment {
   }
   bool installed() const { return !program_.empty(); }
   const std::string& address() const { return address_; }
-  void Signal(int signal) { kill(pid_, signal); }
+  // Returns when it stands still: a signal takes effect some time after it was sent.
+  void Pause() {
+    kill(pid_, SIGSTOP);
+    waitpid(pid_, nullptr, WUNTRACED);
+  }
+  void GoOn() { kill(pid_, SIGCONT); }
 
  private:
   void Stop() {
@@ -176,6 +181,41 @@ TEST_F(EtcdStoreTest, TheSecondWaitsUntilTheFirstHasForgotten) {
   EXPECT_THAT(log, ElementsAre(HasSubstr("host:1 leads job '")));
 }
 
+TEST_F(EtcdStoreTest, TheSecondIsToldThatTheJobItWaitedForIsOver) {
+  EtcdStore first(Options("host:1"));
+  ASSERT_TRUE(OpenAndWait(&first).ok());
+  ASSERT_TRUE(SaveAndWait(&first, "of the first").ok());
+  EtcdStore second(Options("host:2"));
+  absl::Status told;
+  OnALoop(&second, [&](LoopEnv* env) {
+    second.Open([&, env](const absl::StatusOr<std::optional<std::string>>& opened) {
+      told = opened.status();
+      env->Stop();
+    });
+    // It has found a leader and a state by then.
+    env->After(absl::Seconds(1), [&] { EXPECT_TRUE(first.Forget().ok()); });
+  });
+  EXPECT_EQ(told.code(), absl::StatusCode::kCancelled) << told;
+  EXPECT_THAT(std::string(told.message()), HasSubstr("host:1 led it to its end"));
+  EXPECT_EQ(client().Get(Key("leader")).value(), std::nullopt) << "nobody leads what is over";
+}
+
+TEST_F(EtcdStoreTest, WhoCannotProveItsLeaseForAsLongAsItLastsIsTold) {
+  EtcdStore::Options options = Options("host:1");
+  absl::Status told;
+  LoopEnv* loop = nullptr;
+  options.on_lost = [&](const absl::Status& status) {
+    told = status;
+    etcd->Signal(SIGCONT);
+    loop->Stop();
+  };
+  EtcdStore store(std::move(options));
+  ASSERT_TRUE(OpenAndWait(&store).ok());
+  etcd->Pause();
+  OnALoop(&store, [&](LoopEnv* env) { loop = env; });
+  EXPECT_EQ(told.code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(EtcdStoreTest, TheSecondGoesOnWhereADeadLeaderStopped) {
   {
     EtcdStore first(Options("host:1"));
@@ -239,14 +279,14 @@ TEST_F(EtcdStoreTest, AnEtcdThatIsAwayForMomentsIsBorne) {
   options.ttl = absl::Seconds(10);
   EtcdStore store(std::move(options));
   ASSERT_TRUE(OpenAndWait(&store).ok());
-  etcd->Signal(SIGSTOP);
+  etcd->Pause();
   absl::Status saved = absl::UnknownError("not called");
   OnALoop(&store, [&](LoopEnv* env) {
     store.Save("in spite of it", [&, env](absl::Status status) {
       saved = std::move(status);
       env->Stop();
     });
-    env->After(absl::Milliseconds(300), [] { etcd->Signal(SIGCONT); });
+    env->After(absl::Milliseconds(300), [] { etcd->GoOn(); });
   });
   EXPECT_TRUE(saved.ok()) << saved;
   EXPECT_FALSE(lost);

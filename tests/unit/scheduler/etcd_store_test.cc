@@ -206,7 +206,7 @@ TEST_F(EtcdStoreTest, WhoCannotProveItsLeaseForAsLongAsItLastsIsTold) {
   LoopEnv* loop = nullptr;
   options.on_lost = [&](const absl::Status& status) {
     told = status;
-    etcd->Signal(SIGCONT);
+    etcd->GoOn();
     loop->Stop();
   };
   EtcdStore store(std::move(options));

@@ -2,8 +2,10 @@
 
     with Network(["scheduler", "server-0", "worker-0"], rate="1gbit") as network:
         process = network.start("server-0", ["parley-server", ...], log="server-0.log")
+        network.enter("server-0")  # what stands in front of a command that is to run there
         network.address("server-0")  # "10.77.0.3"
         network.counters("server-0")  # what has gone through its interface
+        network.cut("server-0"); network.deafen("server-0"); network.heal("server-0")
 
 Needs root, `ip` and `tc`. Whatever happens, what was made is taken away again: processes first, then namespaces, with
 which the kernel drops their interfaces. What a killed run has left is removed by the next. Linux, standard library only.
@@ -86,8 +88,8 @@ class Network:
             hub = self.add_space("hub")
             run("ip", "-n", hub, "link", "add", "bridge", "type", "bridge")
             run("ip", "-n", hub, "link", "set", "bridge", "up")
-            for number, host in enumerate(self.hosts):
-                self.add_host(hub, host, f"port{number}")
+            for host in self.hosts:
+                self.add_host(hub, host, self.port(host))
         except BaseException:
             self.close()
             raise
@@ -109,13 +111,36 @@ class Network:
             run("ip", "-n", where, "link", "set", device, "up")
         # What leaves the host, and what leaves the bridge towards it: a link that is full both ways.
         for where, device in ((space, "eth0"), (hub, port)):
-            run("ip", "netns", "exec", where, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate", self.rate,
-                "burst", BURST, "latency", LATENCY)
+            self.hold_to_rate(where, device)
+
+    def hold_to_rate(self, space, device):
+        run("ip", "netns", "exec", space, "tc", "qdisc", "replace", "dev", device, "root", "tbf", "rate", self.rate,
+            "burst", BURST, "latency", LATENCY)
+
+    def port(self, host):
+        return f"port{self.hosts.index(host)}"
+
+    def cut(self, host):
+        """Nothing goes to the host or comes from it any more: as when its cable is pulled."""
+        run("ip", "-n", self.space("hub"), "link", "set", self.port(host), "down")
+
+    def deafen(self, host):
+        """What the host says gets out, nothing gets in."""
+        run("ip", "netns", "exec", self.space("hub"), "tc", "qdisc", "replace", "dev", self.port(host), "root", "pfifo",
+            "limit", "0")
+
+    def heal(self, host):
+        """What was cut or deafened is a link again, as it was."""
+        run("ip", "-n", self.space("hub"), "link", "set", self.port(host), "up")
+        self.hold_to_rate(self.space("hub"), self.port(host))
+
+    def enter(self, host):
+        return ["ip", "netns", "exec", self.space(host)]
 
     def start(self, host, command, log):
         file = open(log, "ab")
         self.logs.append(file)
-        process = subprocess.Popen(["ip", "netns", "exec", self.space(host), *command], stdin=subprocess.DEVNULL,
+        process = subprocess.Popen([*self.enter(host), *command], stdin=subprocess.DEVNULL,
                                    stdout=file, stderr=file, preexec_fn=die_with_parent)
         self.processes.append(process)
         return process

@@ -1,7 +1,7 @@
-"""Kills and stops processes of a training run on a seeded schedule, by steps, and times how soon training goes on.
+"""Kills, stops and cuts off processes of a training run on a seeded schedule, by steps, and times how soon training goes on.
 
 The schedule is drawn from the seed alone: which step, which role, which of its processes, SIGKILL or a stop and for how
-long. What differs from day to day is where each process is when it is hit.
+long. Where the caller can cut processes off from the network, and says how (`cut`), there may be events that do. What differs from day to day is where each process is when it is hit.
 """
 
 import dataclasses
@@ -25,11 +25,19 @@ class Event:
     step: int
     role: str
     draw: float  # which of the role's processes, in [0, 1)
-    stop_s: float = 0  # 0: killed
+    stop_s: float = 0  # 0 of both: killed
+    cut_s: float = 0
+    deaf: bool = False  # cut off one way: it still can be heard
+
+    def deed(self):
+        if self.cut_s:
+            return f"{'deafened' if self.deaf else 'cut off'} for {self.cut_s:.1f} s"
+        return f"stopped for {self.stop_s:.1f} s" if self.stop_s else "killed"
 
 
-def schedule(seed, events, steps, roles=("server", "worker", "scheduler"), stops=0.25, stop_s=(0.2, 3.0)):
-    """Events at about even distances from a tenth of the way to nine tenths of it, each role in turn, shuffled."""
+def schedule(seed, events, steps, roles=("server", "worker", "scheduler"), stops=0.25, stop_s=(0.2, 3.0), cut_s=None):
+    """Events at about even distances from a tenth of the way to nine tenths of it, each role in turn, shuffled. With `cut_s`
+    all are cuts, of each role every second one way only."""
     rng = random.Random(seed)
     deck = [roles[i % len(roles)] for i in range(events)]
     rng.shuffle(deck)
@@ -39,6 +47,9 @@ def schedule(seed, events, steps, roles=("server", "worker", "scheduler"), stops
     for i, role in enumerate(deck):
         at = first + (last - first) * (i + rng.uniform(0, 0.6)) / events
         found.append(Event(int(at), role, rng.random(), rng.uniform(*stop_s) if i in stopped else 0))
+    for i, event in enumerate(found if cut_s else []):
+        event.stop_s, event.cut_s = 0, rng.uniform(*cut_s)
+        event.deaf = [e.role for e in found[:i]].count(event.role) % 2 == 1
     return found
 
 
@@ -73,14 +84,18 @@ class Progress:
 
 
 class Chaos:
-    def __init__(self, run, run_dir, children, events, log=lambda line: None, patience_s=60):
-        """`run` is the Process of `parley run`; `children()` are its children, {pid: (role, index)}."""
+    def __init__(self, run, run_dir, children, events, log=lambda line: None, patience_s=60, cut=None, after=None):
+        """`run` is the Process of `parley run`, or a scheduler's; `children()` are those who may be hit, {pid: (role,
+        index)}. `cut(pid, event)` cuts one off and gives a function that heals it. `after(pid, event)` is called
+        when training goes on, and who was cut off is so no more."""
         self.run = run
         self.progress = Progress(run_dir / "metrics.jsonl")
         self.children = children
         self.events = events
         self.log = log
         self.patience_s = patience_s
+        self.cut = cut
+        self.after = after or (lambda pid, event: None)
         self.hits = []
 
     def _until(self, step, beyond=False):
@@ -111,17 +126,29 @@ class Chaos:
             return
         index, pid = victim
         before = self.progress.read()
+        undo = lambda: self._wake(pid)
         try:
-            os.kill(pid, signal.SIGSTOP if event.stop_s else signal.SIGKILL)
+            if event.cut_s:
+                undo = self.cut(pid, event)
+            else:
+                os.kill(pid, signal.SIGSTOP if event.stop_s else signal.SIGKILL)
         except ProcessLookupError:
             return
         at = time.monotonic()
-        if event.stop_s:
-            threading.Timer(event.stop_s, self._wake, (pid,)).start()
+        end = threading.Timer(event.stop_s or event.cut_s, undo)
+        if event.stop_s or event.cut_s:
+            end.start()
         hit = {"role": event.role, "index": index, "step": before, "stopped_s": round(event.stop_s, 3)}
+        if event.cut_s:
+            hit["cut_s"] = round(event.cut_s, 3)
         self.hits.append(hit)
-        self.log(f"step {before}: {event.role} {index} " + (f"stopped for {event.stop_s:.1f} s" if event.stop_s else "killed"))
-        self._watch(hit, at, before)
+        self.log(f"step {before}: {event.role} {index} {event.deed()}")
+        try:
+            self._watch(hit, at, before)
+        finally:
+            if event.cut_s:
+                end.join()
+        self.after(pid, event)
 
     def _watch(self, hit, at, before):
         """Until training goes on: how long it stood still, and whether it went back."""
@@ -162,10 +189,12 @@ class Chaos:
 
 def summarise(hits):
     """Median and worst time to the next step, by role and by what was done to it."""
+    def name(hit):
+        return f"{hit['role']} " + ("cut off" if hit.get("cut_s") else "stopped" if hit["stopped_s"] else "killed")
+
     found = {}
-    for name in sorted({(h["role"], bool(h["stopped_s"])) for h in hits}):
-        times = [h["seconds"] for h in hits if (h["role"], bool(h["stopped_s"])) == name and "seconds" in h]
+    for what in sorted({name(h) for h in hits}):
+        times = [h["seconds"] for h in hits if name(h) == what and "seconds" in h]
         if times:
-            found[f"{name[0]} {'stopped' if name[1] else 'killed'}"] = {
-                "times": len(times), "median_s": round(statistics.median(times), 3), "worst_s": max(times)}
+            found[what] = {"times": len(times), "median_s": round(statistics.median(times), 3), "worst_s": max(times)}
     return found

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""One thing dies, or is asked for, while `parley run` trains: it goes on, with the weights of a run where nothing did."""
+"""One thing dies, is slow, or is asked for, while `parley run` trains: it goes on, with the weights of a run where nothing did."""
 
 import os
+import re
 import signal
+import threading
 
 import harness
 
@@ -199,6 +201,52 @@ class Resized(Base):
         port = harness.Port(self)
         port.close()
         self.assert_fails(self.start("nobody", "parley", "save", port.endpoint), port.endpoint, "is it running there?")
+
+
+class Slow(Base):
+    # Steps that compute for milliseconds: a worker that gets a tenth of its time is many times as slow, whatever else goes on.
+    SETS = ("data.synthetic.train_samples=20000", "data.synthetic.width=64", "model.layer[1].linear.out=512",
+            "training.global_batch=256", "training.epochs=1000", "training.max_steps=1500", "training.evaluate=false",
+            "cluster.heartbeat_ms=100")
+    RUNS_S, STANDS_S = 0.01, 0.09
+
+    def slow_down(self, pid):
+        """Lets the process run a tenth of the time, until the test says that it is enough, or ends."""
+        enough = threading.Event()
+
+        def cycle():
+            try:
+                while not enough.wait(self.RUNS_S):
+                    os.kill(pid, signal.SIGSTOP)
+                    enough.wait(self.STANDS_S)
+                    os.kill(pid, signal.SIGCONT)
+            except ProcessLookupError:
+                pass  # the run is over
+
+        thread = threading.Thread(target=cycle)
+        thread.start()
+
+        def end():
+            enough.set()
+            thread.join()
+
+        self.addCleanup(end)
+        return end
+
+    def test_its_work_goes_to_another(self):
+        run = self.start_training("--spare-workers", "1", sets=(*self.SETS, "cluster.slow_worker_factor=3"))
+        # Whichever process has the place: who comes as a spare may be there sooner.
+        slow = int([found for event in self.events() if (found := re.fullmatch(r"worker 1 \(.*:(\d+)\) is ready .*", event))][-1][1])
+        end = self.slow_down(slow)
+        self.await_("its verdict", lambda: run.poll() is not None or any(
+            re.fullmatch(rf"worker 1 \(.*:{slow}\) is slow: \d\.\d+ s a step, more than 3\.0 times the median", event)
+            for event in self.events()), harness.RUN_S)
+        self.await_("its work elsewhere", lambda: run.poll() is not None or any(
+            "logical worker 1 goes on at " in event and f":{slow})" not in event for event in self.events()))
+        self.assertIsNone(run.poll(), f"it ended before that\n{run.story()}")
+        end()
+        self.end_well(run, self.SETS)
+        self.assertNotIn("started again", run.stdout(), "nobody was lost")
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ absl::Status PathTransport::StartZmq(const std::string& bind) {
   options.queue_frames = options_.queue_frames;
   options.max_part_bytes = options_.max_part_bytes;
   options.max_parts = options_.max_parts;
+  options.max_connections = options_.max_connections;
   options.linger = options_.linger;
   options.reconnect_min = options_.reconnect_min;
   options.reconnect_max = options_.reconnect_max;

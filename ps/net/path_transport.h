@@ -45,6 +45,7 @@ class PathTransport : public Transport {
     int queue_frames = 1000;
     size_t max_part_bytes = size_t{80} << 20;
     size_t max_parts = 16384;
+    int max_connections = 4096;  // by tcp and unix sockets
     absl::Duration linger = absl::Milliseconds(500);
     absl::Duration reconnect_min = absl::Milliseconds(100);
     absl::Duration reconnect_max = absl::Seconds(1);

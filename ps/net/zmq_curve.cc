@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -75,12 +76,11 @@ bool AnswerDoor(ZmqSocket* door, const NodeKeys& keys,
   }
   const bool known = role != PeerRole::kUnproven;
   parts.resize(kParts);
-  const std::array<std::string_view, 6> answer = {"1.0",
-                                                  parts[kRequest],
-                                                  known ? "200" : "400",
-                                                  known ? "OK" : "unknown key",
-                                                  known ? RoleName(role) : "",
-                                                  ""};
+  // Who it is goes with every message of the connection.
+  const std::string user =
+      known ? std::string(RoleName(role)) + " " + KeyText(parts[kCredential]) : "";
+  const std::array<std::string_view, 6> answer = {
+      "1.0", parts[kRequest], known ? "200" : "400", known ? "OK" : "unknown key", user, ""};
   for (size_t i = 0; i < answer.size(); ++i) {
     // An answer that cannot be given is a connection that is not let in.
     if (door->SendCopy(answer[i], i + 1 < answer.size() ? ZMQ_SNDMORE : 0) != 0) break;
@@ -126,10 +126,14 @@ absl::Status ConnectWithCurve(ZmqSocket* socket, const NodeKeys& keys,
   return status.ok() ? SetKey(socket, ZMQ_CURVE_SERVERKEY, server_key) : status;
 }
 
-PeerRole RoleOfSender(ZmqMessage* message) {
+ProvenSender SenderOf(ZmqMessage* message) {
   const char* user = zmq_msg_gets(message->get(), "User-Id");
-  if (user == nullptr) return PeerRole::kUnproven;
-  return ParseRole(user).value_or(PeerRole::kUnproven);
+  if (user == nullptr) return {};
+  const std::string_view text = user;
+  const size_t space = text.find(' ');
+  const std::optional<PeerRole> role = ParseRole(text.substr(0, space));
+  if (!role.has_value() || space == text.npos) return {};
+  return {.role = *role, .key = text.substr(space + 1)};
 }
 
 }  // namespace parley

@@ -47,8 +47,12 @@ absl::StatusOr<std::string> ExpectedKey(const NodeKeys* keys, NodeId peer, const
 absl::Status ConnectWithCurve(ZmqSocket* socket, const NodeKeys& keys,
                               const std::string& server_key);
 
-// The role that the door told of the connection a message came by; kUnproven: no door was asked.
-PeerRole RoleOfSender(ZmqMessage* message);
+// What the door told of the connection a message came by. `key` lives as long as the message.
+struct ProvenSender {
+  PeerRole role = PeerRole::kUnproven;  // no door was asked
+  std::string_view key;
+};
+ProvenSender SenderOf(ZmqMessage* message);
 
 }  // namespace parley
 

@@ -12,8 +12,6 @@ namespace {
 constexpr char kRoutingTag = 'P';
 constexpr size_t kRoutingIdBytes = 1 + sizeof(uint64_t);
 
-constexpr int kHandshakeMs = 5000;  // a stranger that connects and says nothing is dropped
-
 // A host that vanished without a word is noticed after about a minute, or 30 s with bytes to send.
 constexpr int kKeepaliveIdleSeconds = 30;
 constexpr int kKeepaliveIntervalSeconds = 10;
@@ -50,7 +48,7 @@ absl::Status SetOptions(const ZmqTransport::Options& options, int type, bool ipv
       {ZMQ_SNDHWM, options.queue_frames},
       {ZMQ_RCVHWM, options.queue_frames},
       {ZMQ_LINGER, Milliseconds(options.linger)},
-      {ZMQ_HANDSHAKE_IVL, kHandshakeMs},
+      {ZMQ_HANDSHAKE_IVL, std::max(1, Milliseconds(options.handshake))},
       {ZMQ_IMMEDIATE, 0},
       {ZMQ_RECONNECT_IVL, std::max(1, Milliseconds(options.reconnect_min))},
       {ZMQ_RECONNECT_IVL_MAX, Milliseconds(options.reconnect_max)},

@@ -17,6 +17,7 @@
 #include "absl/strings/str_split.h"
 #include "ps/net/frame_size.h"
 #include "ps/net/zmq_bind.h"
+#include "ps/net/zmq_channel.h"
 #include "ps/net/zmq_curve.h"
 #include "ps/net/zmq_options.h"
 #include "ps/wire/codec.h"
@@ -28,32 +29,9 @@ namespace {
 constexpr int kFramesPerTurn = 64;
 
 constexpr absl::Duration kLogInterval = absl::Seconds(1);
-// With keys: somebody could not prove who it is, and tries no more; or just went.
-constexpr int kRefusedEvents =
-    ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL | ZMQ_EVENT_HANDSHAKE_FAILED_AUTH;
-constexpr int kHandshakeEvents = kRefusedEvents | ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL;
-
 bool IsIpv6(const std::string& host) { return host.find(':') != std::string::npos; }
 
 }  // namespace
-
-struct ZmqTransport::Channel : std::enable_shared_from_this<ZmqTransport::Channel> {
-  ZmqSocket socket;
-  bool router = false;
-  NodeId peer = kNoNode;  // who is at the other end of a DEALER
-  std::string endpoint;   // where
-  bool touched = false;   // is in touched_
-
-  // Where libzmq tells of this socket's connections; null: nobody asked.
-  std::shared_ptr<Channel> monitor;
-  bool is_monitor =
-      false;  // then `peer` is the one of the socket it belongs to, kNoNode: a ROUTER's
-  bool is_door = false;
-
-  // Of a DEALER, whose other end has proven it before it is heard.
-  PeerRole role = PeerRole::kUnproven;
-  bool refused = false;  // a DEALER's keys did not fit; another one takes its place soon
-};
 
 struct ZmqTransport::Incoming {
   ZmqMessage routing_id;  // of a ROUTER's message
@@ -70,6 +48,10 @@ absl::StatusOr<std::unique_ptr<ZmqTransport>> ZmqTransport::Create(LoopEnv* env,
     return absl::InvalidArgumentError(absl::StrFormat(
         "transport: queue_frames is %d, allowed is 1..100000", options.queue_frames));
   }
+  if (options.max_connections < 1 || options.max_connections > 1000000) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "transport: max_connections is %d, allowed is 1..1000000", options.max_connections));
+  }
   std::unique_ptr<ZmqTransport> transport(new ZmqTransport(env, std::move(options)));
   absl::Status status = transport->Start();
   if (!status.ok()) return status;
@@ -77,10 +59,11 @@ absl::StatusOr<std::unique_ptr<ZmqTransport>> ZmqTransport::Create(LoopEnv* env,
 }
 
 ZmqTransport::ZmqTransport(LoopEnv* env, Options options)
-    : env_(env), options_(std::move(options)) {}
+    : env_(env), options_(std::move(options)), gate_(options_.max_connections) {}
 
 ZmqTransport::~ZmqTransport() {
   env_->RemovePoller(this);
+  env_->Cancel(gate_timer_);
   if (epoll_fd_ >= 0) env_->RemoveSource(epoll_fd_);
   for (auto& [peer, channel] : peers_) CloseChannel(channel.get());
   if (router_) {
@@ -118,8 +101,9 @@ absl::Status ZmqTransport::Listen() {
   }
   absl::StatusOr<std::shared_ptr<Channel>> channel = OpenChannel(ZMQ_ROUTER, ipv6, kNoNode);
   if (!channel.ok()) return channel.status();
-  absl::Status status;
-  if (options_.keys != nullptr) {
+  // Before anybody can come.
+  absl::Status status = Monitor(channel->get());
+  if (status.ok() && options_.keys != nullptr) {
     status = OpenAndWatchDoor();
     if (status.ok()) status = AdmitOnlyThisUser(&(*channel)->socket);
   }
@@ -132,13 +116,13 @@ absl::Status ZmqTransport::Listen() {
   if (status.ok()) status = ListenOn(channel->get(), targets, /*tcp=*/true);
   if (!status.ok()) {
     for (const std::string& done : bound_) RemoveSocketFile(done);
+    CloseChannel(channel->get());
     return status;
   }
   router_ = *std::move(channel);
   endpoint_ = absl::StrJoin(bound_, ",");
   Log(absl::StrFormat("node %s listens on %s", ToString(self()), endpoint_));
-  status = Monitor(router_.get());
-  return status.ok() ? Watch(router_.get()) : status;
+  return Watch(router_.get());
 }
 
 // Those of `targets` that are tcp, or those that are not.
@@ -168,15 +152,6 @@ absl::Status ZmqTransport::ListenOn(Channel* channel, const std::vector<BindTarg
   return absl::OkStatus();
 }
 
-absl::Status ZmqTransport::OpenAndWatchDoor() {
-  absl::StatusOr<ZmqSocket> socket = OpenDoor(*options_.context);
-  if (!socket.ok()) return socket.status();
-  door_ = std::make_shared<Channel>();
-  door_->socket = *std::move(socket);
-  door_->is_door = true;
-  return Watch(door_.get());
-}
-
 absl::StatusOr<std::shared_ptr<ZmqTransport::Channel>> ZmqTransport::OpenChannel(int type,
                                                                                  bool ipv6,
                                                                                  NodeId peer) {
@@ -200,38 +175,6 @@ absl::Status ZmqTransport::Watch(Channel* channel) {
   }
   Touch(channel);  // news from before the descriptor was watched
   return absl::OkStatus();
-}
-
-// ZeroMQ says that a connection of the socket ended, not whose: a DEALER has but one.
-absl::Status ZmqTransport::Monitor(Channel* channel) {
-  const bool secure = options_.keys != nullptr;
-  if ((!peer_gone_ && !secure) || channel->monitor != nullptr) return absl::OkStatus();
-  const std::string name =
-      absl::StrFormat("inproc://monitor-%p", static_cast<void*>(channel->socket.handle()));
-  const int events = ZMQ_EVENT_DISCONNECTED | (secure ? kHandshakeEvents : 0);
-  if (zmq_socket_monitor(channel->socket.handle(), name.c_str(), events) != 0) {
-    return ZmqError(zmq_errno(), "transport: zmq_socket_monitor");
-  }
-  absl::StatusOr<ZmqSocket> socket = ZmqSocket::Open(*options_.context, ZMQ_PAIR);
-  if (!socket.ok()) return socket.status();
-  absl::Status status = socket->SetInt(ZMQ_LINGER, 0);
-  if (!status.ok()) return status;
-  if (zmq_connect(socket->handle(), name.c_str()) != 0) {
-    return ZmqError(zmq_errno(), "transport: connecting to a monitor");
-  }
-  channel->monitor = std::make_shared<Channel>();
-  channel->monitor->socket = *std::move(socket);
-  channel->monitor->peer = channel->peer;
-  channel->monitor->is_monitor = true;
-  return Watch(channel->monitor.get());
-}
-
-void ZmqTransport::SetPeerGone(PeerGone gone) {
-  peer_gone_ = std::move(gone);
-  absl::Status status = router_ != nullptr ? Monitor(router_.get()) : absl::OkStatus();
-  for (auto& [peer, channel] : peers_) status.Update(Monitor(channel.get()));
-  // Heartbeats tell as well, only later.
-  if (!status.ok()) Log(std::string(status.message()));
 }
 
 void ZmqTransport::CloseChannel(Channel* channel) {
@@ -361,57 +304,6 @@ bool ZmqTransport::Poll() {
   return worked;
 }
 
-bool ZmqTransport::DrainMonitor(Channel* monitor) {
-  int told = 0;
-  for (ZmqMessage part; monitor->socket.is_open() && monitor->socket.Receive(&part);) {
-    // An event is a part with its number and a value, and one with the endpoint.
-    uint16_t event = 0;
-    if (!part.more() || part.size() < sizeof(event)) continue;
-    event = static_cast<uint8_t>(part.data()[0]) | static_cast<uint8_t>(part.data()[1]) << 8;
-    told |= event;
-  }
-  const bool listens = monitor->peer == kNoNode;
-  // Who finds out first that it is in the wrong place hangs up, and the other learns no more.
-  if (listens && (told & ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL) != 0) {
-    Refuse("a connection that ended before it had proven a key");
-  }
-  if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL) != 0) {
-    Refuse(listens ? "a connection that knows no key of this node, or has none of its own"
-                   : absl::StrFormat("node %s proves no key, or takes this node for another",
-                                     ToString(monitor->peer)));
-  }
-  if ((told & ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0 && !listens) {
-    Refuse(absl::StrFormat("node %s does not let this node's key in", ToString(monitor->peer)));
-  }
-  if ((told & kRefusedEvents) != 0 && !listens) OnRefused(monitor->peer);
-  if ((told & ZMQ_EVENT_DISCONNECTED) != 0 && peer_gone_) peer_gone_(monitor->peer);
-  return told != 0;
-}
-
-// ZeroMQ never tries again then; but somebody else may have been there for a while, or the key may
-// be let in by the next process.
-void ZmqTransport::OnRefused(NodeId peer) {
-  auto known = peers_.find(peer);
-  if (known == peers_.end() || std::exchange(known->second->refused, true)) return;
-  std::weak_ptr<Channel> refused = known->second;
-  env_->After(options_.reconnect_max, [this, peer, refused] {
-    const std::shared_ptr<Channel> channel = refused.lock();
-    if (channel == nullptr || !channel->socket.is_open()) return;
-    const std::string endpoint = channel->endpoint;
-    Disconnect(peer);
-    absl::Status status = Connect(peer, endpoint);
-    if (!status.ok()) Log(std::string(status.message()));
-  });
-}
-
-bool ZmqTransport::DrainDoor(Channel* door) {
-  bool worked = false;
-  while (AnswerDoor(&door->socket, *options_.keys, [this](std::string_view why) { Refuse(why); })) {
-    worked = true;
-  }
-  return worked;
-}
-
 bool ZmqTransport::DrainChannel(Channel* channel) {
   if (channel->is_monitor) return DrainMonitor(channel);
   if (channel->is_door) return DrainDoor(channel);
@@ -478,10 +370,15 @@ void ZmqTransport::Dispatch(Channel* channel, Incoming* in) {
     return Refuse(absl::StrFormat("sender is %016x on the connection of node %s",
                                   frame->header.sender(), ToString(from)));
   }
+  ProvenSender sender{.role = channel->role, .key = ""};
+  if (door_ != nullptr && channel->router) sender = SenderOf(&in->header);
+  if (!sender.key.empty() && !owners_.MaySpeak(from, sender.key)) {
+    return Refuse(absl::StrFormat("the key %s speaks for node %s, for which another one has spoken",
+                                  sender.key, ToString(from)));
+  }
   ++counters_.frames_in;
   counters_.bytes_in += in->bytes;
-  frame->peer_role = channel->role;
-  if (door_ != nullptr && channel->router) frame->peer_role = RoleOfSender(&in->header);
+  frame->peer_role = sender.role;
   if (receiver_) receiver_(from, *std::move(frame));
 }
 

@@ -37,9 +37,11 @@
 #include "absl/time/time.h"
 #include "ps/base/loop_env.h"
 #include "ps/net/address.h"
+#include "ps/net/node_owners.h"
 #include "ps/net/security.h"
 #include "ps/net/transport.h"
 #include "ps/net/zmq_bind.h"
+#include "ps/net/zmq_gate.h"
 #include "ps/net/zmq_socket.h"
 
 namespace parley {
@@ -63,6 +65,12 @@ class ZmqTransport : public Transport, private Poller {
     // Largest part to receive or send, and most parts of one frame.
     size_t max_part_bytes = size_t{80} << 20;
     size_t max_parts = 16384;
+
+    // Connections that others may have to this node, and how long one may take until it has said
+    // who it is (zmq_gate.h). Too few keep members out: a cluster's nodes have one each, and one
+    // that comes back may have two for a while. 1..1000000
+    int max_connections = 4096;
+    absl::Duration handshake = absl::Seconds(5);
 
     // How long the end of the transport may take to send what is queued. Zero drops it; too long
     // makes a process hang on a dead peer.
@@ -137,6 +145,7 @@ class ZmqTransport : public Transport, private Poller {
   bool DrainChannel(Channel* channel);
   bool DrainMonitor(Channel* monitor);
   bool DrainDoor(Channel* door);
+  void SettleGate();
   void OnRefused(NodeId peer);
   bool ReceiveMessage(Channel* channel, Incoming* in);
   void Dispatch(Channel* channel, Incoming* in);
@@ -163,6 +172,10 @@ class ZmqTransport : public Transport, private Poller {
   PeerGone peer_gone_;  // null: connections are not monitored
   TransportCounters counters_;
   absl::Duration last_refusal_log_ = -absl::InfiniteDuration();
+  ZmqGate gate_;
+  TimerId gate_timer_ = kNoTimer;
+  absl::Duration last_gate_log_ = -absl::InfiniteDuration();
+  NodeOwners owners_;  // with keys
 };
 
 }  // namespace parley

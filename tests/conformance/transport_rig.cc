@@ -128,6 +128,8 @@ class RealRig : public TransportRig {
                                       .queue_frames = node.queue_frames,
                                       .max_part_bytes = node.max_part_bytes,
                                       .max_parts = node.max_parts,
+                                      .max_connections = node.max_connections,
+                                      .handshake = node.handshake,
                                       .reconnect_min = absl::Milliseconds(10),
                                       .keys = kind_ == "curve" ? SharedKeys() : node.keys,
                                       .log = Log(node)});

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "ps/net/security.h"
 #include "ps/net/transport.h"
 
@@ -29,6 +30,9 @@ class TransportRig {
     int queue_frames = 1000;
     size_t max_part_bytes = size_t{80} << 20;
     size_t max_parts = 16384;
+    // Of "tcp" and "curve".
+    int max_connections = 4096;
+    absl::Duration handshake = absl::Seconds(5);
     // Of the kinds with tcp. "curve" gives keys to those that have none.
     std::shared_ptr<const NodeKeys> keys = nullptr;
     std::function<void(const std::string&)> log = nullptr;  // called on the node's loop

@@ -242,6 +242,40 @@ TEST_F(ZmqKeys, WhatAKeyMayNotSayIsAnsweredCountedAndLogged) {
   rig_->Do(kServer, [&](Transport&) { rpc.reset(); });
 }
 
+// A key proves a role; for a node that has spoken nobody else speaks with another key.
+TEST_F(ZmqKeys, AWorkerDoesNotSpeakForOneThatHasAnotherKey) {
+  NodeKeys other = MakeNodeKeys(PeerRole::kWorker), server = cluster_.server;
+  cluster_.Introduce(&other);
+  server.authorized[other.public_key] = other.role;
+  const std::string endpoint = Start(kServer, &server);
+  Start(kWorker, &cluster_.worker, /*listens=*/false);
+  ASSERT_TRUE(rig_->Connect(kWorker, kServer, endpoint).ok());
+  ASSERT_TRUE(rig_->Send(kWorker, kServer, MakeFrame(1)).ok());
+  ASSERT_TRUE(rig_->WaitForFrames(kServer, 1));
+  // On a machine of its own, under the name of the first.
+  std::unique_ptr<TransportRig> elsewhere = MakeTransportRig("tcp");
+  elsewhere->Start(kWorker, {.listens = false, .keys = std::make_shared<NodeKeys>(other)});
+  ASSERT_TRUE(elsewhere->Connect(kWorker, kServer, endpoint).ok());
+  ASSERT_TRUE(elsewhere->Send(kWorker, kServer, MakeFrame(2)).ok());
+  EXPECT_TRUE(WaitForRefusal(kServer));
+  EXPECT_TRUE(WaitForLog(other.public_key));
+  EXPECT_EQ(rig_->ReceivedCount(kServer), 1u);
+  // As itself it is welcome.
+  elsewhere->End(kWorker);
+  elsewhere->Start(kOther, {.listens = false, .keys = std::make_shared<NodeKeys>(other)});
+  ASSERT_TRUE(elsewhere->Connect(kOther, kServer, endpoint).ok());
+  ASSERT_TRUE(elsewhere->Send(kOther, kServer, MakeFrame(3)).ok());
+  ASSERT_TRUE(rig_->WaitForFrames(kServer, 2));
+  EXPECT_EQ(rig_->Received(kServer)[1].from, kOther);
+  // And so is the first, who comes back with its own key.
+  rig_->End(kWorker);
+  Start(kWorker, &cluster_.worker, /*listens=*/false);
+  ASSERT_TRUE(rig_->Connect(kWorker, kServer, endpoint).ok());
+  ASSERT_TRUE(rig_->Send(kWorker, kServer, MakeFrame(4)).ok());
+  ASSERT_TRUE(rig_->WaitForFrames(kServer, 3));
+  EXPECT_EQ(rig_->Received(kServer)[2].from, kWorker);
+}
+
 TEST_F(ZmqKeys, ManyWhoSayNothingKeepNobodyOut) {
   const std::string endpoint = Start(kServer, &cluster_.server);
   std::vector<int> silent;

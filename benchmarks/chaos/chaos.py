@@ -4,6 +4,7 @@
     benchmarks/chaos/chaos.py [--bin build/release/bin] [--kills 50] [--seed 1] [--json FILE]
     benchmarks/chaos/chaos.py --stops 0 ...                                kills alone
     benchmarks/chaos/chaos.py --replicas 0 --roles server --stops 0 ...    roll-backs to checkpoints
+    sudo benchmarks/chaos/chaos.py --cuts 20 ...                           servers and workers cut off from the network
 
 Trains a ConvNet on a slice of Fashion-MNIST (without the data: a small perceptron) with one copy of each partition, a spare
 server, a spare worker and checkpoints, while a seeded schedule kills processes of all roles, and stops some of them for a while
@@ -11,6 +12,10 @@ server, a spare worker and checkpoints, while a seeded schedule kills processes 
 reports come with heartbeats of 50 ms, by the scheduler's progress of 200 ms: times are up to a quarter of a second too long, and
 a standstill shorter than that is told as one report's distance. Exit code 0: the
 weights are those of a calm run, and as many pushes were applied as were acknowledged. Standard library only.
+
+With --cuts nobody is killed: servers and workers run in network namespaces, on links of 100 Mbit/s, and are cut off, every second
+one of a role one way only, for longer than they are waited for (tests/e2e/test_cuts.py); the time to the next step is then mostly
+node_timeout_ms, 2.5 s there.
 """
 import argparse
 import pathlib
@@ -28,11 +33,15 @@ def main():
     parser.add_argument("--stops", type=float, default=0.25, help="share of SIGSTOP, for a while, instead of SIGKILL")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--roles", default="server,worker,scheduler")
+    parser.add_argument("--cuts", type=int, help="cut nodes off so many times, in place of kills and stops; needs root")
     parser.add_argument("--json", help="write times and counts here")
     args = parser.parse_args()
     command = [sys.executable, ROOT / "tests" / "e2e" / "test_chaos.py", "--bin", args.bin, "--kills", args.kills,
                "--seed", args.seed,
                "--stops", args.stops, "--replicas", args.replicas, "--roles", args.roles]
+    if args.cuts is not None:
+        command = [sys.executable, ROOT / "tests" / "e2e" / "test_cuts.py", "--bin", args.bin, "--cuts", args.cuts,
+                   "--seed", args.seed]
     if args.json:
         command += ["--json", pathlib.Path(args.json).resolve()]
     return subprocess.run([str(word) for word in command], check=False).returncode

@@ -1,7 +1,8 @@
 """Kills, stops and cuts off processes of a training run on a seeded schedule, by steps, and times how soon training goes on.
 
-The schedule is drawn from the seed alone: which step, which role, which of its processes, SIGKILL or a stop and for how
-long. Where the caller can cut processes off from the network, and says how (`cut`), there may be events that do. What differs from day to day is where each process is when it is hit.
+The schedule is drawn from the seed alone: which step, which role, which of its processes, SIGKILL or a stop and for how long.
+Where the caller can cut processes off from the network, and says how (`cut`), there may be events that do. What differs from
+day to day is where each process is when it is hit.
 """
 
 import dataclasses

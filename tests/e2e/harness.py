@@ -261,6 +261,16 @@ def write_idx_data(directory, train=96, test=32, side=4, classes=4):
             (directory / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
 
 
+def take(flag, default):
+    """The value of a flag of the script's own, out of the way of unittest's."""
+    if flag not in sys.argv:
+        return default
+    at = sys.argv.index(flag)
+    value = sys.argv[at + 1]
+    del sys.argv[at:at + 2]
+    return value
+
+
 def main():
     if "--bin" not in sys.argv:
         sys.exit(f"usage: {sys.argv[0]} --bin DIR [unittest's arguments]")

@@ -9,8 +9,6 @@ Without --kills it is the short one of ctest: 8 events. benchmarks/chaos/chaos.p
 
 import json
 import pathlib
-import sys
-import unittest
 
 import chaos
 import harness
@@ -85,16 +83,8 @@ class Chaos(harness.E2eTest):
             print(json.dumps({k: v for k, v in result.items() if k != "hits"}, indent=1))
 
 
-def take(flag, default):
-    if flag not in sys.argv:
-        return default
-    at = sys.argv.index(flag)
-    value = sys.argv[at + 1]
-    del sys.argv[at:at + 2]
-    return value
-
-
 if __name__ == "__main__":
+    take = harness.take
     KILLS, SEED, JSON = int(take("--kills", KILLS)), int(take("--seed", SEED)), take("--json", JSON)
     STOPS, REPLICAS, ROLES = float(take("--stops", STOPS)), int(take("--replicas", REPLICAS)), take("--roles", ROLES)
     harness.main()

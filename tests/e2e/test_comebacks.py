@@ -236,7 +236,7 @@ class Slow(Base):
     def test_its_work_goes_to_another(self):
         run = self.start_training("--spare-workers", "1", sets=(*self.SETS, "cluster.slow_worker_factor=3"))
         # Whichever process has the place: who comes as a spare may be there sooner.
-        slow = int([found for event in self.events() if (found := re.fullmatch(r"worker 1 \(.*:(\d+)\) is ready .*", event))][-1][1])
+        slow = int(re.findall(r"^worker 1 \(.*:(\d+)\) is ready ", "\n".join(self.events()), re.MULTILINE)[-1])
         end = self.slow_down(slow)
         self.await_("its verdict", lambda: run.poll() is not None or any(
             re.fullmatch(rf"worker 1 \(.*:{slow}\) is slow: \d\.\d+ s a step, more than 3\.0 times the median", event)

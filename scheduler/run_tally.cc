@@ -325,13 +325,12 @@ uint64_t RunTally::SamplesBefore(uint64_t step) const {
   return step / per_epoch * samples + std::min(step % per_epoch * batch, samples);
 }
 
-// Where every gradient counts, each sample of each epoch is in every partition once, whoever
-// computed it.
+// How many samples are in the weights. Where every gradient counts, each sample of each epoch is in
+// every partition once, whoever computed it.
 void RunTally::CheckSamples(RunSummary* summary) const {
   const pb::Consistency& consistency = experiment_.consistency();
   if (!all_finished() || tables_.train_samples() == 0 ||
-      experiment_.data().sharding() != pb::Data::GLOBAL_BATCH ||
-      consistency.mode() != pb::Consistency::BSP || consistency.backup_workers() > 0 || skipped_) {
+      experiment_.data().sharding() != pb::Data::GLOBAL_BATCH) {
     return;
   }
   double applied = 0;
@@ -345,7 +344,10 @@ void RunTally::CheckSamples(RunSummary* summary) const {
   // Workers that end by their own plan (benchmarks) have no samples to cover.
   if (partitions == 0 || finished_steps() != steps) return;
   const uint64_t expected = SamplesBefore(steps) - SamplesBefore(first_step_);
-  if (applied == static_cast<double>(expected) * partitions) return;
+  summary->samples_left_out = static_cast<double>(expected) - applied / partitions;
+  const bool all_count =
+      consistency.mode() == pb::Consistency::BSP && consistency.backup_workers() == 0 && !skipped_;
+  if (!all_count || applied == static_cast<double>(expected) * partitions) return;
   summary->ok = false;
   summary->reason = absl::StrFormat(
       "%.6g samples went into each partition, but steps %d to %d have %d: some were left out or "

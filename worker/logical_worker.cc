@@ -10,8 +10,8 @@
 namespace parley {
 
 LogicalWorker::LogicalWorker(Env* env, JobMember* member, const JobMember::Hosted& hosted,
-                             BufferPool* pool)
-    : env_(env), member_(member), hosted_(hosted), pool_(pool) {}
+                             BufferPool* pool, WorkerProbe* probe)
+    : env_(env), member_(member), hosted_(hosted), pool_(pool), probe_(probe) {}
 
 void LogicalWorker::Train(std::shared_ptr<Workload> workload) {
   Trainer::Options options{.experiment = member_->welcome().experiment(),
@@ -21,7 +21,8 @@ void LogicalWorker::Train(std::shared_ptr<Workload> workload) {
                            .first_tick = hosted_.first_tick,
                            .start_tick = hosted_.start_tick,
                            .skip_below = hosted_.skip_below,
-                           .pool = pool_};
+                           .pool = pool_,
+                           .probe = probe_};
   Trainer::Handlers handlers;
   handlers.on_report = [this](pb::Report report) { SendReport(std::move(report)); };
   handlers.on_finished = [this](pb::Finished finished) {

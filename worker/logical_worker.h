@@ -23,9 +23,10 @@ namespace parley {
 
 class LogicalWorker {
  public:
-  // `env` and `member` must outlive this, and so must the client of `hosted`. `pool` as the
-  // trainer's.
-  LogicalWorker(Env* env, JobMember* member, const JobMember::Hosted& hosted, BufferPool* pool);
+  // `env` and `member` must outlive this, and so must the client of `hosted`. `pool` and `probe` as
+  // the trainer's.
+  LogicalWorker(Env* env, JobMember* member, const JobMember::Hosted& hosted, BufferPool* pool,
+                WorkerProbe* probe);
 
   // Begins to train. Once. REQUIRES: the client's tables are those of the workload, which nobody
   // else computes with.
@@ -45,6 +46,7 @@ class LogicalWorker {
   JobMember* const member_;
   const JobMember::Hosted hosted_;
   BufferPool* const pool_;
+  WorkerProbe* const probe_;
   std::unique_ptr<Trainer> trainer_;  // null until its model is built
   std::optional<pb::Finished> finished_;
   uint64_t reports_open_ = 0;

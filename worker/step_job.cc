@@ -53,6 +53,7 @@ absl::Status StepJob::Begin() {
   begun_ = true;
   const Batch& batch = *Find(step_.position);
   step_rows_ = batch.rows.ids.size();
+  step_batch_ = &batch.rows;
   Model& model = *workload_->model;
   model.BindParameters(step_.parameters.floats());
   model.BindGradients(step_.gradients.mutable_floats());

@@ -79,6 +79,8 @@ class StepJob {
   const absl::Status& status() const { return status_; }
   const BatchResult& result() const { return result_; }  // valid when finished
   uint64_t rows() const { return step_rows_; }
+  // Of the step, from its first on_backward until the next is prepared.
+  const std::vector<uint64_t>& samples() const { return step_batch_->ids; }
 
  private:
   struct Batch {
@@ -105,6 +107,7 @@ class StepJob {
   Step step_;
   size_t forward_done_ = 0;
   uint64_t step_rows_ = 0;
+  const WorkerBatch* step_batch_ = nullptr;  // in batches_
   bool begun_ = false;
   bool finished_ = true;
   absl::Status status_;

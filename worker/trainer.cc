@@ -274,6 +274,9 @@ void Trainer::StartRun() {
 // when all of this one's partitions are pushed.
 void Trainer::OnBackward(size_t stage) {
   if (phase_ != Phase::kTraining) return;  // failed meanwhile
+  if (options_.probe != nullptr) {
+    options_.probe->OnGradient(options_.rank, tick_, epoch_, job_->samples());
+  }
   if (stage == StepJob::kEmbedding) {
     sparse_->Push(tick_, static_cast<double>(rows_), keys_->keys, row_gradients_.floats(), nullptr);
     rows_pushed_ = true;

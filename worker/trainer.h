@@ -46,6 +46,7 @@
 #include "worker/evaluator.h"
 #include "worker/stage_plan.h"
 #include "worker/step_job.h"
+#include "worker/worker_probe.h"
 #include "worker/workload.h"
 
 namespace parley {
@@ -59,7 +60,8 @@ class Trainer {
     uint64_t first_tick = 0;  // with which everybody began: that of a checkpoint, or 0
     uint64_t start_tick = 0;  // with which this one begins; past its last: it only finishes
     uint64_t skip_below = 0;  // ticks from start_tick up to here are pushed with weight 0, unpulled
-    BufferPool* pool = nullptr;  // of the arenas; null: one of its own. Must outlive this
+    BufferPool* pool = nullptr;    // of the arenas; null: one of its own. Must outlive this
+    WorkerProbe* probe = nullptr;  // may be null. Must outlive this
   };
   // All required; on_finished or on_error is the last to be called.
   struct Handlers {

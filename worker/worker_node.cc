@@ -19,6 +19,7 @@ class WorkerNode::Impl {
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
       : env_(env),
         pool_(options.pool),
+        probe_(options.probe),
         member_(env, transport, MemberOptions(std::move(options)),
                 MemberHandlers(std::move(done))) {}
 
@@ -111,7 +112,7 @@ class WorkerNode::Impl {
   absl::Status Begin(const JobMember::Hosted& hosted) {
     absl::Status status = CheckTables(hosted);
     if (!status.ok()) return status;
-    auto worker = std::make_shared<LogicalWorker>(env_, &member_, hosted, pool_);
+    auto worker = std::make_shared<LogicalWorker>(env_, &member_, hosted, pool_, probe_);
     workers_[hosted.rank] = worker;
     if (unused_ != nullptr) {
       worker->Train(std::exchange(unused_, nullptr));
@@ -172,6 +173,7 @@ class WorkerNode::Impl {
 
   Env* const env_;
   BufferPool* const pool_;
+  WorkerProbe* const probe_;
   JobMember member_;  // owns the clients that the workers use
   // Of what was loaded; set with loaded_.
   bool loaded_ = false;

@@ -161,6 +161,11 @@ double SimNetwork::Slowness(NodeId node) const {
   return found == slow_.end() ? 1 : found->second;
 }
 
+double SimNetwork::Slowness(NodeId from, NodeId to) const {
+  auto found = slow_links_.find({std::min(from, to), std::max(from, to)});
+  return std::max({Slowness(from), Slowness(to), found == slow_links_.end() ? 1 : found->second});
+}
+
 void SimNetwork::Launch(InFlight frame) {
   ++counters_.sent;
   if (IsCut(frame.from, frame.to)) {
@@ -170,7 +175,7 @@ void SimNetwork::Launch(InFlight frame) {
   const bool twice = world_->RandomUnit() < options_.duplicate;
   counters_.duplicated += twice;
   auto shared = std::make_shared<InFlight>(std::move(frame));
-  const double slow = std::max(Slowness(shared->from), Slowness(shared->to));
+  const double slow = Slowness(shared->from, shared->to);
   for (int copy = 0; copy < (twice ? 2 : 1); ++copy) {
     if (world_->RandomUnit() < options_.loss) {
       ++counters_.lost;

@@ -11,6 +11,7 @@
 #ifndef PARLEY_PS_NET_SIM_NETWORK_H_
 #define PARLEY_PS_NET_SIM_NETWORK_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -64,6 +65,10 @@ class SimNetwork {
   void Heal();
   // Frames to and from `node` take `factor` times as long; 1 is normal.
   void SetSlow(NodeId node, double factor) { slow_[node] = factor; }
+  // The same of those between the two alone.
+  void SetSlowLink(NodeId a, NodeId b, double factor) {
+    slow_links_[{std::min(a, b), std::max(a, b)}] = factor;
+  }
 
   // After SimEnv::Kill of a node that listened, or was heard from: those that connected to it, and
   // those it had connected to (which cannot tell who it was), hear from their transports that a
@@ -100,6 +105,7 @@ class SimNetwork {
   void Gone(NodeId observer, NodeId dead, NodeId peer);
   bool IsCut(NodeId from, NodeId to) const;
   double Slowness(NodeId node) const;
+  double Slowness(NodeId from, NodeId to) const;  // of their link, and of both
   SimTransport* Find(const InFlight& frame) const;
 
   SimWorld* const world_;
@@ -110,6 +116,7 @@ class SimNetwork {
   std::set<std::pair<NodeId, NodeId>> cuts_, one_way_;  // one_way_: from, to
   std::set<NodeId> isolated_;
   std::map<NodeId, double> slow_;
+  std::map<std::pair<NodeId, NodeId>, double> slow_links_;
   std::map<NodeId, SimTransport*> by_node_;
   std::map<std::string, SimTransport*> by_endpoint_;
 };

@@ -148,6 +148,8 @@ std::string SummaryJson(const std::string& job, const RunSummary& summary) {
       .Number("train_seconds", summary.train_seconds)
       .Number("wall_seconds", summary.wall_seconds)
       .Number("samples_per_second", summary.samples_per_second)
+      .Raw("samples_left_out",
+           summary.samples_left_out ? JsonNumber(*summary.samples_left_out) : "null")
       .Count("steps", summary.steps)
       .Count("pushes_acknowledged", summary.pushes_acknowledged)
       .Count("pushes_applied", summary.pushes_applied)

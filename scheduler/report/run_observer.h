@@ -7,6 +7,7 @@
 #define PARLEY_SCHEDULER_REPORT_RUN_OBSERVER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -63,6 +64,10 @@ struct RunSummary {
   uint64_t pushes_acknowledged = 0, pushes_applied = 0, pushes_dropped = 0, pushes_duplicate = 0,
            rpc_retries = 0;
   uint64_t max_staleness = 0;
+  // Of the samples that each partition should have had since the generation began, those that are
+  // not in its weights (worker_loss: SKIP, backup workers), as a mean over partitions. Nothing: it
+  // is not known, as where workers go by parts of their own (BY_WORKER).
+  std::optional<double> samples_left_out;
   uint32_t restarts = 0;             // roll-backs to a checkpoint or to the start
   uint32_t failovers = 0;            // deaths of servers that copies made up for
   uint32_t workers_replaced = 0;     // logical workers that went on at another node

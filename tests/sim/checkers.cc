@@ -118,13 +118,14 @@ void HistoryChecker::OnApply(NodeId node, Partition partition, uint64_t tick,
     Violation(absl::StrFormat("%s went back from version %d to %d", partition.Name(),
                               *branch.version(), version));
   }
-  const std::set<Mark>& accepted = accepted_[{server.generation, partition}];
+  const Line line{server.generation, partition};
+  Update update{.index = index, .tick = tick, .workers = workers, .version = version};
   for (uint32_t worker : workers) {
-    if (accepted.contains({worker, tick})) continue;
+    update.weights.push_back(WeightOf(node, line, {worker, tick}));
+    if (accepted_[line].contains({worker, tick})) continue;
     Violation(absl::StrFormat("tick %d of worker %d was applied to %s, never accepted", tick,
                               worker, partition.Name()));
   }
-  Update update{.index = index, .tick = tick, .workers = workers, .version = version};
   // With backup workers a step is closed for those too that were not waited for.
   update.closes_all = BackupWorkers(consistency_) > 0;
   uint32_t again = 0;
@@ -132,6 +133,16 @@ void HistoryChecker::OnApply(NodeId node, Partition partition, uint64_t tick,
     Violation(absl::StrFormat("tick %d of worker %d was applied 2 times to %s", tick, again,
                               partition.Name()));
   }
+}
+
+// What it took itself; of gradients that came with a state, what anybody took.
+double HistoryChecker::WeightOf(NodeId node, const Line& line, Mark mark) const {
+  auto own = weights_.find({line, node, mark});
+  if (own != weights_.end()) return own->second;
+  auto of_line = accepted_.find(line);
+  if (of_line == accepted_.end()) return 0;
+  auto any = of_line->second.find(mark);
+  return any == of_line->second.end() ? 0 : any->second;
 }
 
 void HistoryChecker::OnUpdateWithoutTick(NodeId node, Partition partition, uint32_t worker,
@@ -167,7 +178,8 @@ void HistoryChecker::OnAccept(NodeId node, Partition partition, uint32_t worker,
     Violation(absl::StrFormat("tick %d of worker %d was accepted by %s, which has it already", tick,
                               worker, partition.Name()));
   }
-  accepted_[line].insert({worker, tick});
+  accepted_[line][{worker, tick}] = server.arriving;
+  weights_[{line, node, {worker, tick}}] = server.arriving;
   if (worker < workers_) ticks_of_[worker] = std::max(ticks_of_[worker], tick + 1);
   if (!late) return;
   Update update{.index = server.next_index[partition] + 1, .tick = tick, .workers = {worker}};
@@ -197,6 +209,7 @@ void HistoryChecker::OnArrival(NodeId from, NodeId to, const Frame& frame) {
   const pb::FrameHeader& header = frame.header;
   if (header.kind() == pb::ASSIGN) return OnAssign(to, frame);
   if (IsPush(frame)) {
+    servers_[to].arriving = header.weight();
     Push push{header.table(), header.rank(), header.has_tick(), header.tick(), {}};
     for (const pb::Part& part : header.part()) {
       push.parts.emplace_back(part.partition(), part.sequence());
@@ -213,6 +226,7 @@ void HistoryChecker::OnArrival(NodeId from, NodeId to, const Frame& frame) {
 
 void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
   const pb::FrameHeader& header = frame.header;
+  if (header.kind() == pb::BACKUP_NEWS) return OnNews(from, frame);
   if (header.kind() == pb::REPLICATE && header.part_size() == 1) {
     pb::ReplicaOp op;
     if (!op.ParseFromString(header.body())) return;
@@ -232,6 +246,17 @@ void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
   }
 }
 
+// Nothing here damages a state: one that differs was made so.
+void HistoryChecker::OnNews(NodeId primary, const Frame& frame) {
+  pb::BackupNews news;
+  if (!news.ParseFromString(frame.header.body()) || news.what() != pb::BackupNews::DIVERGED ||
+      news.text().find("has the digest") == std::string::npos) {
+    return;
+  }
+  Violation(absl::StrFormat("copy %s of node %s came to another state: %s",
+                            ToString(NodeId{news.node()}), ToString(primary), news.text()));
+}
+
 // The naive model of an acknowledgement: what is behind it, at the moment when it is given.
 void HistoryChecker::OnAcknowledged(NodeId node, const Push& push) {
   Server& server = servers_[node];
@@ -240,12 +265,13 @@ void HistoryChecker::OnAcknowledged(NodeId node, const Push& push) {
     const Line line{server.generation, partition};
     const Role& role = server.roles[partition];
     acknowledged_[line].try_emplace({push.rank, push.tick}, node);
-    if (!role.primary || role.copies.empty()) continue;
-    ++promises_;
     const auto what = [&] {
       return absl::StrFormat("node %s acknowledged tick %d of worker %d for %s", ToString(node),
                              push.tick, push.rank, partition.Name());
     };
+    if (!role.primary) Violation(absl::StrCat(what(), ", which it is not the primary of"));
+    if (!role.primary || role.copies.empty()) continue;
+    ++promises_;
     // One that has only just become primary has said nothing yet: then, of its predecessor.
     const Lineage& lineage =
         lineages_.try_emplace(line, workers_, first_step_[server.generation]).first->second;
@@ -260,6 +286,11 @@ void HistoryChecker::OnAcknowledged(NodeId node, const Push& push) {
     promised_[line].try_emplace({push.rank, push.tick}, node);
     const uint64_t operation = branch->IndexOf(push.rank, push.tick);
     if (own == nullptr || operation <= branch->base()) continue;
+    const Branch* next = lineage.After(role.stint);
+    if (next != nullptr && operation > next->base()) {
+      Violation(absl::StrFormat("%s when its time was over: node %s had gone on without it", what(),
+                                ToString(next->node())));
+    }
     for (NodeId copy : role.synced) {
       const uint64_t has = copied_[{server.generation, node, copy, partition}];
       if (has >= operation) continue;
@@ -304,6 +335,29 @@ void HistoryChecker::OnAssign(NodeId node, const Frame& frame) {
       role.copies.push_back(node_of(backup.shard()));
       if (backup.synced()) role.synced.push_back(node_of(backup.shard()));
     }
+  }
+}
+
+uint64_t HistoryChecker::first_step() const {
+  auto first = first_step_.find(generation_);
+  return first == first_step_.end() ? 0 : first->second;
+}
+
+std::set<HistoryChecker::Partition> HistoryChecker::FinalPartitions() const {
+  std::set<Partition> partitions = expected_;
+  for (const auto& [line, lineage] : lineages_) {
+    if (line.first == generation_) partitions.insert(line.second);
+  }
+  return partitions;
+}
+
+void HistoryChecker::VisitFinal(
+    absl::FunctionRef<void(const std::string& name, const std::vector<Update>& updates)> visit)
+    const {
+  for (Partition partition : FinalPartitions()) {
+    auto lineage = lineages_.find({generation_, partition});
+    const Branch* branch = lineage == lineages_.end() ? nullptr : lineage->second.current();
+    visit(partition.Name(), branch == nullptr ? std::vector<Update>() : branch->updates());
   }
 }
 
@@ -356,12 +410,8 @@ void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dr
           read.worker, read.partition.Name(), read.tick, read.closed[worker], worker, due));
     }
   }
-  std::set<Partition> partitions = expected_;
-  for (const auto& [line, lineage] : lineages_) {
-    if (line.first == generation_) partitions.insert(line.second);
-  }
   uint64_t seen_applied = 0, seen_late = 0;
-  for (Partition partition : partitions) {
+  for (Partition partition : FinalPartitions()) {
     FinishPartition(partition, closed_without, &seen_applied, &seen_late);
   }
   if (acknowledged != seen_applied + seen_late || applied != seen_applied || dropped != seen_late) {

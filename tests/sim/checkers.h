@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
 #include "ps/base/ids.h"
@@ -34,7 +35,9 @@ namespace parley {
 //  - readers get the version that there is; under BSP, for their tick
 //  - acknowledged means durable: when a push is acknowledged and its partition has copies, the push
 //    is in the weights, and each copy that counts has said that it has it. Whoever is primary later
-//    has it in its weights, too: so a primary whose time is over has acknowledged nothing more
+//    has it in its weights, too: so a primary whose time is over has acknowledged nothing more; nor
+//    does anybody acknowledge who is no primary by the map that has reached it
+//  - copies do what their primary does: none is ever found to have another state
 // Violations are collected, not thrown: one line each.
 class HistoryChecker {
  public:
@@ -59,12 +62,18 @@ class HistoryChecker {
   void Finish(uint64_t acknowledged, uint64_t applied, uint64_t dropped,
               bool closed_without = false);
 
+  // What is in the weights of each partition in the end, of the last generation.
+  void VisitFinal(
+      absl::FunctionRef<void(const std::string& name, const std::vector<Update>& updates)> visit)
+      const;
+
   const std::vector<std::string>& violations() const { return violations_; }
   uint64_t reads() const { return reads_.size(); }
   uint64_t applies() const { return applies_; }
   uint64_t updates_without_tick() const { return updates_without_tick_; }
   uint64_t promises() const { return promises_; }  // acknowledgements with copies
   uint64_t generation() const { return generation_; }
+  uint64_t first_step() const;  // of the last generation
 
  private:
   class Probe;
@@ -85,6 +94,7 @@ class HistoryChecker {
     uint64_t generation = 0, epoch = 0;
     std::map<Partition, Role> roles;
     std::map<Partition, uint64_t> next_index;  // told by OnIndex
+    double arriving = 0;                       // the weight of the push that came last
   };
   struct Push {  // a request, as a server has it
     uint32_t table = 0, rank = 0;
@@ -112,7 +122,11 @@ class HistoryChecker {
   Branch& Of(NodeId node, Partition partition);
   void CheckTakeOver(const Line& line, NodeId node, const std::vector<Update>& left_behind);
   void OnAssign(NodeId server, const Frame& frame);
+  void OnNews(NodeId primary, const Frame& frame);
   void OnAcknowledged(NodeId server, const Push& push);
+  // How many samples the server says that a gradient is of.
+  double WeightOf(NodeId node, const Line& line, Mark mark) const;
+  std::set<Partition> FinalPartitions() const;
   void FinishPartition(Partition partition, bool closed_without, uint64_t* applied, uint64_t* late);
 
   const pb::Consistency consistency_;
@@ -122,9 +136,10 @@ class HistoryChecker {
   uint64_t generation_ = 0;                  // the newest that a server knows
   std::map<uint64_t, uint64_t> first_step_;  // by generation
   std::map<Line, Lineage> lineages_;
-  std::map<Line, std::set<Mark>> accepted_;              // by anybody
-  std::map<Line, std::map<Mark, NodeId>> acknowledged_;  // ticks, by whom
-  std::map<Line, std::map<Mark, NodeId>> promised_;      // of these, that were in the weights then
+  std::map<Line, std::map<Mark, double>> accepted_;  // by anybody: the weight, as taken last
+  std::map<std::tuple<Line, NodeId, Mark>, double> weights_;  // as taken by this one
+  std::map<Line, std::map<Mark, NodeId>> acknowledged_;       // ticks, by whom
+  std::map<Line, std::map<Mark, NodeId>> promised_;  // of these, that were in the weights then
   std::map<std::tuple<Line, NodeId, uint64_t, Mark>, int> taken_;  // by a primary in one stint
   std::map<std::pair<NodeId, uint64_t>, Push> pushes_;             // by sender and request
   // Operations on their way to a copy, by sender and request; and what a copy has, as it told.

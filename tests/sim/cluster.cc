@@ -13,6 +13,7 @@
 #include "ps/config/experiment.h"
 #include "ps/net/rpc.h"
 #include "tests/sim/checkers.h"
+#include "tests/sim/sample_checker.h"
 #include "tests/sim/sim_processes.h"
 #include "worker/workload.h"
 
@@ -100,6 +101,9 @@ class Cluster {
     if (run_.updates > 0) return;  // nothing has ticks
     const absl::StatusOr<std::unique_ptr<Workload>> workload = LoadWorkload(run_.experiment);
     if (!workload.ok()) return;  // the workers will say so
+    samples_.emplace(run_.experiment, (*workload)->data.train->samples(),
+                     [this](std::string line) { checker_.Violation(std::move(line)); });
+    processes_.SetWorkerProbe(&*samples_);
     const absl::StatusOr<DenseLayout> layout =
         DenseLayout::Create(ModelTable(run_.experiment, *(*workload)->model));
     if (layout.ok()) checker_.ExpectTable(kModelTable, layout->partitions());
@@ -154,7 +158,7 @@ class Cluster {
   }
 
   void Do(const SimFault& fault) {
-    const bool process = fault.kind <= SimFault::kSlow;
+    const bool process = fault.kind <= SimFault::kSlowLink;
     const int last = static_cast<int>(processes_.size());
     if (process && (fault.process >= last || fault.other >= last)) return;
     if (processes_.scheduler_end().has_value()) return;
@@ -165,7 +169,7 @@ class Cluster {
     }
     if (process) {
       HitProcess(fault);
-    } else if (fault.kind <= SimFault::kDiskErrors) {
+    } else if (fault.kind <= SimFault::kStateErrors) {
       HitDisk(fault);
     } else {
       Ask(fault);
@@ -187,6 +191,14 @@ class Cluster {
           for (NodeId to : processes_.NodesOf(fault.other)) network_.CutOneWay(from, to);
         }
         break;
+      case SimFault::kSlowLink:
+        for (NodeId a : processes_.NodesOf(fault.process)) {
+          for (NodeId b : processes_.NodesOf(fault.other)) {
+            network_.SetSlowLink(a, b, 50);
+            world_.Schedule(fault.length, [this, a, b] { network_.SetSlowLink(a, b, 1); });
+          }
+        }
+        return;
       case SimFault::kIsolate:
         for (NodeId node : processes_.NodesOf(fault.process)) network_.Isolate(node);
         break;
@@ -217,6 +229,9 @@ class Cluster {
       case SimFault::kDiskFull:
         faults.capacity_bytes = disk.used_bytes() + fault.count;
         break;
+      case SimFault::kStateFull:
+      case SimFault::kStateErrors:
+        return HitState(fault);
       default:
         faults.write_error = 0.25;
         faults.read_error = 0.25;
@@ -226,6 +241,19 @@ class Cluster {
       processes_.disk().SetFaults({});
       if (lies) processes_.disk().Crash();
     });
+  }
+
+  // What it reads is never hit: a scheduler that cannot read its state does not begin at all.
+  void HitState(const SimFault& fault) {
+    SimFileSystem& disk = processes_.scheduler_disk();
+    SimFileSystem::Faults faults;
+    if (fault.kind == SimFault::kStateFull) {
+      faults.capacity_bytes = disk.used_bytes() + fault.count;
+    } else {
+      faults.write_error = 0.5;
+    }
+    disk.SetFaults(faults);
+    world_.Schedule(fault.length, [this] { processes_.scheduler_disk().SetFaults({}); });
   }
 
   void Ask(const SimFault& fault) {
@@ -264,6 +292,7 @@ class Cluster {
     if (outcome.scheduler.ok() || absl::IsDataLoss(outcome.scheduler)) {
       checker_.Finish(outcome.summary.pushes_acknowledged, outcome.summary.pushes_applied,
                       outcome.summary.pushes_dropped, ClosedWithout(outcome.summary));
+      if (samples_.has_value()) samples_->Finish(checker_, outcome.summary);
     }
     outcome.violations = checker_.violations();
     outcome.reads = checker_.reads();
@@ -275,6 +304,7 @@ class Cluster {
     outcome.restarts = processes_.restarts();
     outcome.promises = checker_.promises();
     outcome.generation = checker_.generation();
+    if (samples_.has_value()) outcome.samples_covered = samples_->covered();
     outcome.happened = happened_;
     return outcome;
   }
@@ -303,6 +333,7 @@ class Cluster {
   SimNetwork network_;
   SummaryKeeper keeper_;
   HistoryChecker checker_;
+  std::optional<SampleChecker> samples_;  // none: nobody trains
   SimProcesses processes_;
   std::vector<std::unique_ptr<Tool>> tools_;
   std::vector<SimFault> pending_;             // that wait for updates

@@ -62,6 +62,7 @@ struct SimOutcome {
   std::vector<std::string> violations;  // of HistoryChecker; filled if the run ended well
   uint64_t reads = 0, applies = 0, events = 0;
   uint64_t updates_without_tick = 0;  // pieces of them, each of one partition
+  uint64_t samples_covered = 0;       // found once, by the partition
   SimNetworkCounters network;
   absl::Duration virtual_time;
   uint32_t restarts = 0;    // processes that took the place of others

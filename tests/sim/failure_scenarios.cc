@@ -61,6 +61,11 @@ class Failures {
     }
     run_->failures.push_back(fault);
   }
+  void AddInTraining(SimFault fault) {
+    fault.updates = 1 + draw_.Below(updates_);
+    fault.events = draw_.Below(40);
+    run_->failures.push_back(fault);
+  }
   void Crash(int process) {
     Add({.kind = SimFault::kCrash,
          .process = process,
@@ -84,6 +89,34 @@ class Failures {
     fault.other = Anybody();
     fault.length = Seconds(draw_.Chance(0.6) ? 1 : 8);
     Add(fault);
+  }
+  // One that everybody but the scheduler hears, or that sleeps, for longer than it may be silent.
+  void ReplacedWhileAlive() {
+    const absl::Duration patience = absl::Milliseconds(cluster().node_timeout_ms());
+    AddInTraining({.kind = draw_.Chance(0.7) ? SimFault::kMute : SimFault::kStall,
+                   .process = draw_.Chance(0.8) ? Server() : Worker(),
+                   .other = kSchedulerProcess,
+                   .length = patience + Seconds(4)});
+  }
+  // There are others.
+  void Leave() {
+    const bool servers = cluster().servers() + run_->spare_servers > 1;
+    const bool workers = cluster().workers() + run_->spare_workers > 1;
+    if (!servers && !workers) return;
+    AddInTraining({.kind = SimFault::kCrash,
+                   .process = servers && (!workers || draw_.Chance(0.5)) ? Server() : Worker(),
+                   .length = absl::InfiniteDuration()});
+  }
+  void SlowLink() {
+    AddInTraining({.kind = SimFault::kSlowLink,
+                   .process = Anybody(),
+                   .other = Anybody(),
+                   .length = Seconds(8)});
+  }
+  void StateDisk() {
+    AddInTraining({.kind = draw_.Chance(0.5) ? SimFault::kStateFull : SimFault::kStateErrors,
+                   .length = Seconds(4),
+                   .count = draw_.Below(4000)});
   }
   void Move() {
     switch (draw_.Below(4)) {
@@ -202,6 +235,25 @@ void AddFailures(Draw& draw, SimRun* run) {
   if (absl::Status status = ValidateExperiment(run->experiment); !status.ok()) {
     std::fprintf(stderr, "impossible experiment: %s\n", status.ToString().c_str());
     std::abort();
+  }
+}
+
+void AddRareFailures(SimRun* run) {
+  // Workers that send updates without a step cannot be replaced.
+  if (run->failures.empty() || run->updates > 0) return;
+  Draw draw(run->seed ^ 0x9e3779b97f4a7c15);
+  if (!draw.Chance(0.5)) return;
+  Failures failures(draw, run);
+  switch (draw.Below(5)) {
+    case 0:
+    case 1:
+      return failures.ReplacedWhileAlive();
+    case 2:
+      return failures.Leave();
+    case 3:
+      return failures.SlowLink();
+    default:
+      return failures.StateDisk();
   }
 }
 

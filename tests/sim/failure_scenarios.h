@@ -14,6 +14,11 @@ namespace parley {
 // checkpoints, patience.
 void AddFailures(Draw& draw, SimRun* run);
 
+// Some more for some of the runs that AddFailures was called for, of the kinds that are rare
+// otherwise; drawn apart, so that all else about a seed stays what it was. Primaries that go on
+// though they are replaced, processes that die for good, slow links, a bad disk of the scheduler.
+void AddRareFailures(SimRun* run);
+
 // "; server copies 1, process 0 crashes ...".
 std::string DescribeFailures(const SimRun& run);
 

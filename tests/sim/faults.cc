@@ -6,21 +6,26 @@
 namespace parley {
 namespace {
 
-const char* const kWords[] = {
-    "crashes",     "stands still",    "jumps ahead",    "is mute",   "is isolated",
-    "is slow",     "loses its power", "disk lost",      "disk lies", "disk full",
-    "disk errors", "a server joins",  "a worker joins", "resize",    "checkpoint asked for"};
+const char* const kWords[] = {"crashes",         "stands still",
+                              "jumps ahead",     "is mute",
+                              "is isolated",     "is slow",
+                              "has a slow link", "loses its power",
+                              "disk lost",       "disk lies",
+                              "disk full",       "disk errors",
+                              "state disk full", "state disk errors",
+                              "a server joins",  "a worker joins",
+                              "resize",          "checkpoint asked for"};
 
 }  // namespace
 
 std::string Describe(const SimFault& fault) {
   std::string text;
-  if (fault.kind <= SimFault::kSlow) {
+  if (fault.kind <= SimFault::kSlowLink) {
     text = fault.process == kSchedulerProcess ? "the scheduler "
                                               : absl::StrCat("process ", fault.process, " ");
   }
   absl::StrAppend(&text, kWords[fault.kind]);
-  if (fault.kind == SimFault::kMute) {
+  if (fault.kind == SimFault::kMute || fault.kind == SimFault::kSlowLink) {
     absl::StrAppend(
         &text, " to ",
         fault.other == kSchedulerProcess ? "the scheduler" : absl::StrCat("process ", fault.other));
@@ -31,7 +36,9 @@ std::string Describe(const SimFault& fault) {
   } else {
     absl::StrAppend(&text, " at ", absl::FormatDuration(fault.at));
   }
-  if (fault.length > absl::ZeroDuration()) {
+  if (fault.length == absl::InfiniteDuration()) {
+    absl::StrAppend(&text, ", for good");
+  } else if (fault.length > absl::ZeroDuration()) {
     absl::StrAppend(&text, ", for ", absl::FormatDuration(fault.length));
   }
   return text;

@@ -58,6 +58,13 @@ const Branch* Lineage::Find(NodeId node, uint64_t stint) const {
   return nullptr;
 }
 
+const Branch* Lineage::After(uint64_t stint) const {
+  for (const Branch& branch : branches_) {
+    if (branch.stint_ > stint) return &branch;
+  }
+  return nullptr;
+}
+
 Branch& Lineage::Of(NodeId node, uint64_t stint, uint64_t base, std::vector<Update>* left_behind) {
   auto place = branches_.end();  // behind all that began earlier
   while (place != branches_.begin() && std::prev(place)->stint_ >= stint) {

@@ -24,7 +24,8 @@ struct Update {
   uint64_t index = 0;
   std::optional<uint64_t> tick = std::nullopt;
   std::vector<uint32_t> workers = {};
-  uint64_t sequence = 0;  // of an update without tick
+  std::vector<double> weights = {};  // of their gradients, in samples
+  uint64_t sequence = 0;             // of an update without tick
   bool late = false;
   bool closes_all = false;  // the tick, for every worker
   uint64_t version = 0;     // afterwards
@@ -77,6 +78,8 @@ class Lineage {
   Branch& Of(NodeId node, uint64_t stint, uint64_t base, std::vector<Update>* left_behind);
   // The same, if it is not new; null: it is.
   const Branch* Find(NodeId node, uint64_t stint) const;
+  // The one of whoever became primary next after `stint`; null: nobody that has said a word.
+  const Branch* After(uint64_t stint) const;
   // The newest primary's; null: nobody has said a word.
   const Branch* current() const { return branches_.empty() ? nullptr : &branches_.back(); }
 

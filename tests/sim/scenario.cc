@@ -198,7 +198,7 @@ void MakeUpdates(Draw& draw, SimRun* run) {
 
 }  // namespace
 
-SimRun RandomScenario(uint64_t seed) {
+SimRun RandomScenario(uint64_t seed, bool rare) {
   Draw draw(seed);
   SimRun run;
   run.seed = seed;
@@ -221,6 +221,7 @@ SimRun RandomScenario(uint64_t seed) {
   }
   if (draw.Chance(0.12)) MakeUpdates(draw, &run);
   if (draw.Chance(0.5)) AddFailures(draw, &run);
+  if (rare) AddRareFailures(&run);
   return run;
 }
 
@@ -247,8 +248,8 @@ std::string Describe(const SimRun& run) {
          DescribeFailures(run);
 }
 
-std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
-  SimRun run = RandomScenario(seed);
+std::vector<std::string> CheckSeed(uint64_t seed, bool verbose, bool rare) {
+  SimRun run = RandomScenario(seed, rare);
   run.verbose = verbose;
   SimFileSystem disk(seed);
   run.disk = &disk;
@@ -269,6 +270,10 @@ std::vector<std::string> CheckSeed(uint64_t seed, bool verbose) {
   // A check that saw nothing is no check.
   if (wrong.empty() && (outcome.reads == 0 || outcome.applies == 0)) {
     wrong.push_back("no read or no update was seen");
+  }
+  if (wrong.empty() && run.updates == 0 && outcome.generation == 1 &&
+      outcome.samples_covered == 0) {
+    wrong.push_back("no sample was seen");
   }
   if (wrong.empty() && run.updates > 0 && outcome.updates_without_tick == 0) {
     wrong.push_back("no update without a tick was seen");

@@ -143,6 +143,7 @@ void SimProcesses::StartWorker(size_t process) {
   options.scheduler = kScheduler;
   options.node_name = name;
   options.spare = worker.spare;
+  options.probe = worker_probe_;
   options.log = [this, name](const std::string& line) { Say(absl::StrCat(name, ": ", line)); };
   node->worker = std::make_unique<WorkerNode>(node->env.get(), node->transport.get(),
                                               std::move(options), std::move(done));
@@ -223,6 +224,8 @@ void SimProcesses::CrashScheduler(absl::Duration again_after, bool power_lost) {
   world_->Schedule(again_after, [this] {
     ++restarts_;
     Say("the scheduler is started again");
+    // Its program ends at once if it cannot open its state, and is started until it can.
+    journal_.SetFaults({});
     // As its program does: if the record says that the job is over, it is.
     scheduler_end_ = record_();
     if (!scheduler_end_.has_value()) StartScheduler();

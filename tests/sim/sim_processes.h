@@ -40,6 +40,9 @@ class SimProcesses {
                RunObserver* observer, Record record);
   ~SimProcesses();
 
+  // For all workers that are started from now on; outlives this.
+  void SetWorkerProbe(WorkerProbe* probe) { worker_probe_ = probe; }
+
   void StartScheduler();
   size_t AddServer(bool spare);
   size_t AddWorker(bool spare);
@@ -111,6 +114,7 @@ class SimProcesses {
   SimNetwork* const network_;
   HistoryChecker* const checker_;
   RunObserver* const observer_;
+  WorkerProbe* worker_probe_ = nullptr;
   const Record record_;
   SimFileSystem own_disk_;
   SimFileSystem* const disk_;

@@ -170,8 +170,10 @@ TEST(RunTally, EachSampleIsInEachPartitionOnce) {
   counts.set_samples(4 * (5 + 15) - 1);
   tally.AddCounts(NodeId{1}, counts);
   EXPECT_NE(tally.Summary(absl::Seconds(1)).reason.find("steps 3 to 6 have 20"), std::string::npos);
-  tally.CountReplaced(/*exact=*/false);  // and so left some out
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).samples_left_out, 0.25);  // of a partition
+  tally.CountReplaced(/*exact=*/false);                               // and so left some out
   EXPECT_TRUE(tally.Summary(absl::Seconds(1)).ok);
+  EXPECT_EQ(tally.Summary(absl::Seconds(1)).samples_left_out, 0.25);
 }
 
 TEST(RunTally, WhatFollowsACheckpointIsForgottenByARollBack) {

@@ -1,6 +1,7 @@
 // What libzmq tells and asks of a ZmqTransport's connections: who came, who went, who shall be let
 // in.
-#include <cstring>
+#include <cstdint>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -18,6 +19,14 @@ constexpr int kHandshakeEvents = kRefusedEvents | ZMQ_EVENT_HANDSHAKE_FAILED_NO_
 
 // How often a node that is short of descriptors looks for some, and says that it is closed.
 constexpr absl::Duration kGateInterval = absl::Seconds(1), kGateLogInterval = absl::Seconds(1);
+
+// Of a monitor's event, little-endian as this machine is.
+uint32_t Number(std::string_view bytes) {
+  uint32_t number = 0;
+  for (size_t i = bytes.size(); i > 0; --i)
+    number = number << 8 | static_cast<uint8_t>(bytes[i - 1]);
+  return number;
+}
 
 }  // namespace
 
@@ -72,11 +81,9 @@ bool ZmqTransport::DrainMonitor(Channel* monitor) {
   int told = 0;
   for (ZmqMessage part; monitor->socket.is_open() && monitor->socket.Receive(&part);) {
     // An event is a part with its number and a value, and one with the endpoint.
-    uint16_t event = 0;
-    int32_t value = 0;
-    if (!part.more() || part.size() < sizeof(event) + sizeof(value)) continue;
-    std::memcpy(&event, part.data(), sizeof(event));
-    std::memcpy(&value, part.data() + sizeof(event), sizeof(value));
+    if (!part.more() || part.size() < sizeof(uint16_t) + sizeof(uint32_t)) continue;
+    const auto event = static_cast<int>(Number(part.view().substr(0, sizeof(uint16_t))));
+    const auto value = static_cast<int>(Number(part.view().substr(sizeof(uint16_t))));
     told |= event;
     if (monitor->peer != kNoNode) continue;
     if (event == ZMQ_EVENT_LISTENING) gate_.OnListening(value);

@@ -27,7 +27,8 @@ constexpr char kHelp[] =
     "  list DIR       what checkpoints there are, and whether they are whole\n"
     "  inspect DIR    tables, tensors and files of one\n"
     "  verify DIR     reads every byte; exit code 1 if any is not what was written\n"
-    "  export DIR     writes the tensors to a file or directory for other programs\n\n"
+    "  export DIR     writes the tensors to a file or directory for other programs\n"
+    "  now RUNDIR     has a running job write one; the same as parley save\n\n"
     "DIR: a run directory, a directory of checkpoints, or one checkpoint.\n"
     "parley checkpoint COMMAND --help tells more.\n";
 
@@ -250,9 +251,9 @@ int Export(const CommandArgs& args) {
 
 }  // namespace
 
-int CheckpointCommand(const CommandArgs& args) {
+int CheckpointCommand(const CommandArgs& args, int (*now)(const CommandArgs& args)) {
   const std::vector<std::pair<std::string, int (*)(const CommandArgs&)>> commands = {
-      {"list", List}, {"inspect", Inspect}, {"verify", Verify}, {"export", Export}};
+      {"list", List}, {"inspect", Inspect}, {"verify", Verify}, {"export", Export}, {"now", now}};
   const std::string name = args.empty() ? "" : args.front();
   if (name.empty() || name == "--help" || name == "-h") {
     fputs(kHelp, name.empty() ? stderr : stdout);

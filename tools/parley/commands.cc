@@ -2,6 +2,7 @@
 
 #include <cstdio>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
@@ -19,7 +20,8 @@ std::optional<int> ParseFlags(FlagSet* flags, const CommandArgs& args) {
 
 int Complain(const absl::Status& status, int exit_code) {
   for (absl::string_view line : absl::StrSplit(status.message(), '\n')) {
-    fputs(absl::StrCat("parley: ", line, "\n").c_str(), stderr);
+    const bool named = absl::StartsWith(line, "parley ");
+    fputs(absl::StrCat(named ? "" : "parley: ", line, "\n").c_str(), stderr);
   }
   return exit_code;
 }

@@ -23,14 +23,16 @@ int ExplainCommand(const CommandArgs& args);   // parley explain FILE: what will
 int BenchCommand(const CommandArgs& args);     // parley bench SUITE: what the data plane reaches
 int ResizeCommand(const CommandArgs& args);    // parley resize --servers N RUNDIR: while it trains
 int SaveCommand(const CommandArgs& args);      // parley save RUNDIR: a checkpoint now
-int KeygenCommand(const CommandArgs& args);    // parley keygen --out DIR: keys for --keys
-int PlotCommand(const CommandArgs& args);      // parley plot RUNDIR: draws curves.svg anew
+int CheckpointNowCommand(const CommandArgs& args);  // parley checkpoint now RUNDIR: the same
+int KeygenCommand(const CommandArgs& args);         // parley keygen --out DIR: keys for --keys
+int PlotCommand(const CommandArgs& args);           // parley plot RUNDIR: draws curves.svg anew
 
 // Shared by the commands. Parses; an exit code means that the command is over (help or an error was
 // printed).
 std::optional<int> ParseFlags(FlagSet* flags, const CommandArgs& args);
 
-// Prints the message on stderr, a line each with "parley: " in front; returns `exit_code`.
+// Prints the message on stderr, a line each with "parley: " in front, unless it names its command
+// already ("parley run: ..."); returns `exit_code`.
 int Complain(const absl::Status& status, int exit_code);
 
 }  // namespace parley

@@ -1,4 +1,5 @@
-// parley resize, parley save: ask a running scheduler for something, as no member of its job.
+// parley resize, parley save alias checkpoint now: ask a running scheduler for something, as no
+// member of its job.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -24,7 +25,7 @@ constexpr absl::Duration kDeadline = absl::Minutes(10);
 // Nobody there: no scheduler needs so long for its first word.
 constexpr absl::Duration kFirstWord = absl::Seconds(10);
 
-constexpr char kKeysHelp[] = "the scheduler's keys, if the job has any; else RUN_DIR/keys";
+constexpr char kKeysHelp[] = "the scheduler's keys, if the job has any; else RUNDIR/keys";
 
 // The scheduler's endpoint from what the user gave: that, or a run directory.
 absl::StatusOr<std::string> EndpointOf(const std::string& where) {
@@ -126,30 +127,39 @@ int ResizeCommand(const CommandArgs& args) {
                 "Moves a running job's partitions to more servers, or to fewer. Server processes "
                 "that it is to grow to are started before: `parley run --spare-servers`, or "
                 "parley-server.");
-  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens")
-      .OptionalNumber("servers", &servers, 1, 1024, "server processes that shall hold partitions")
+  flags.Argument("RUNDIR|ENDPOINT", &where, "the run, or where its scheduler listens")
+      .OptionalNumber("servers", &servers, 1, 1024,
+                      "server processes that shall hold partitions (required)")
       .Text("keys", &keys, "DIR", kKeysHelp);
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   if (servers == 0) {
-    return Complain(absl::InvalidArgumentError(
-                        "resize: flag --servers is missing: server processes that shall hold "
-                        "partitions; allowed: 1..1024"),
-                    kExitUsage);
+    return Complain(
+        absl::InvalidArgumentError(
+            "parley resize: flag --servers is missing: server processes that shall hold "
+            "partitions; allowed: 1..1024"),
+        kExitUsage);
   }
   pb::Control control;
   control.set_servers(servers);
   return Control(where, keys, control, absl::StrCat("resize to ", servers, " servers"));
 }
 
-int SaveCommand(const CommandArgs& args) {
+namespace {
+
+int Save(const std::string& command, const CommandArgs& args) {
   std::string where, keys;
-  FlagSet flags("parley save", "Has a running job write a checkpoint as soon as may be.");
-  flags.Argument("RUN_DIR|ENDPOINT", &where, "the run, or where its scheduler listens")
+  FlagSet flags(command, "Has a running job write a checkpoint as soon as may be.");
+  flags.Argument("RUNDIR|ENDPOINT", &where, "the run, or where its scheduler listens")
       .Text("keys", &keys, "DIR", kKeysHelp);
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   pb::Control control;
   control.set_checkpoint(true);
   return Control(where, keys, control, "a checkpoint");
 }
+
+}  // namespace
+
+int SaveCommand(const CommandArgs& args) { return Save("parley save", args); }
+int CheckpointNowCommand(const CommandArgs& args) { return Save("parley checkpoint now", args); }
 
 }  // namespace parley

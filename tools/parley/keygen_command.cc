@@ -47,8 +47,8 @@ int KeygenCommand(const CommandArgs& args) {
       .Required("out", &directory, "DIR",
                 "where to: secrets as ROLE.key, public keys below "
                 "authorized/; made if need be")
-      .Text("roles", &roles, "ROLES", "a pair for each: scheduler, server, worker; else all three")
-      .Text("name", &name, "NAME", "tells public keys of one role apart; else main");
+      .Text("roles", &roles, "ROLES", "a pair for each: scheduler, server, worker")
+      .Text("name", &name, "NAME", "tells public keys of one role apart");
   if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   absl::StatusOr<std::vector<PeerRole>> wanted = ParseRoles(roles);
   if (!wanted.ok()) return Complain(wanted.status(), kExitUsage);

@@ -1,5 +1,6 @@
 // parley: the command that people type. Dispatches to subcommands.
 #include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,9 @@ struct Command {
 
 int HelpCommand(const CommandArgs& args);
 
-int VersionCommand(const CommandArgs&) {
+int VersionCommand(const CommandArgs& args) {
+  FlagSet flags("parley version", "Prints the version.");
+  if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   std::printf("parley %s\n", kVersion);
   return kExitOk;
 }
@@ -38,15 +41,17 @@ constexpr Command kCommands[] = {
     {"resize", "--servers N RUNDIR", "move a running job to more servers, or to fewer",
      ResizeCommand},
     {"save", "RUNDIR", "have a running job write a checkpoint now", SaveCommand},
-    {"checkpoint", "COMMAND DIR", "list, inspect, verify, export what a run has saved",
-     CheckpointCommand},
+    {"checkpoint", "COMMAND DIR", "list, inspect, verify, export what a run has saved; now: save",
+     [](const CommandArgs& args) { return CheckpointCommand(args, CheckpointNowCommand); }},
     {"keygen", "--out DIR", "make keys, for clusters whose network is not trusted", KeygenCommand},
     {"plot", "RUNDIR", "draw a run's curves.svg anew", PlotCommand},
     {"help", "", "this text", HelpCommand},
     {"version", "", "print the version", VersionCommand},
 };
 
-int HelpCommand(const CommandArgs&) {
+int HelpCommand(const CommandArgs& args) {
+  FlagSet flags("parley help", "Prints what commands there are.");
+  if (std::optional<int> over = ParseFlags(&flags, args)) return *over;
   std::printf("usage: parley COMMAND [arguments]\n\n");
   for (const Command& command : kCommands) {
     std::printf("  %-26s %s\n", absl::StrCat(command.name, " ", command.arguments).c_str(),

@@ -39,6 +39,7 @@ struct Flags {
   std::string metrics_format = "plain";
   std::vector<std::string> set;
   uint32_t progress_ms = 1000;
+  uint32_t max_connections = 4096;
   bool append = false, anew = false, restarted = false, quiet = false, insecure = false;
 };
 
@@ -71,6 +72,8 @@ FlagSet MakeFlagSet(Flags* flags) {
             "encrypt, and let in only keys that DIR/authorized has (parley keygen); else neither")
       .Switch("insecure", &flags->insecure,
               "listen where other machines reach it, without keys; as cluster.insecure")
+      .Number("max-connections", &flags->max_connections, 1, 1000000,
+              "connections that others may have to it: each node has one")
       .Switch("quiet", &flags->quiet, "print the results only")
       .Text("log", &flags->log, "FILE", "append the log here; else stderr");
   return set;
@@ -217,6 +220,7 @@ absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* sched
         options.bind = flags.bind;
         options.keys = scheduler->keys;
         options.insecure = flags.insecure || scheduler->experiment.cluster().insecure();
+        options.max_connections = static_cast<int>(flags.max_connections);
         options.log = [process](const std::string& line) { process->Log(line); };
         absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
             ZmqTransport::Create(env, std::move(options));

@@ -28,6 +28,7 @@ struct Flags {
   uint32_t shards = 1, join_timeout = 60, spin_us = 0;
   std::optional<uint32_t> rank;
   bool spare = false, insecure = false;
+  uint32_t max_connections = 4096;
 };
 
 // Where shard `index` listens, from where the process was told to: ports, paths and names count up.
@@ -88,6 +89,7 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
   transport.context = common.context;
   transport.keys = common.keys;
   transport.insecure = flags.insecure;
+  transport.max_connections = static_cast<int>(flags.max_connections);
   return AddPathNode(process, {.offload_threads = 1, .spin = absl::Microseconds(flags.spin_us)},
                      memory, std::move(transport), [&](const NodeProcess::Seat& seat) {
                        ServerNode::Options options;
@@ -129,6 +131,8 @@ int Main(int argc, char** argv) {
       .Text("keys", &flags.keys, "DIR",
             "encrypt, and speak only to keys that DIR/authorized has (parley keygen); else neither")
       .Switch("insecure", &flags.insecure, "listen where other machines reach it, without keys")
+      .Number("max-connections", &flags.max_connections, 1, 1000000,
+              "connections that others may have to each shard")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   LentMemory memory;

@@ -5,6 +5,7 @@ import os
 import stat
 
 import harness
+import zmtp
 
 QUICK_JOIN = ("--join-timeout", "3")
 
@@ -86,6 +87,19 @@ class Security(harness.E2eTest):
         self.assertEqual((keys / "server.key").read_bytes(), before)
         self.keygen("keys", "--roles", "baker", code=2)
 
+    def test_connections_past_the_limit_wait_and_the_job_goes_on(self):
+        scheduler = self.start_scheduler(harness.TINY, "--max-connections", "3",
+                                         sets=["cluster.servers=1", "cluster.workers=1"])
+        port = int(self.endpoint().rsplit(":", 1)[1])
+        # Each is greeted before the next comes: what is let in is what the scheduler has.
+        held = [zmtp.connect(port) for _ in range(3)]
+        self.addCleanup(lambda: [s.close() for s in held])
+        self.await_("the limit", lambda: "3 connections are open, allowed are 3" in self.log_text(self.log("scheduler")))
+        # They never say who they are, so that there is room for members soon.
+        nodes = [self.start_node(role, role, f"tcp://127.0.0.1:{port}") for role in ("server", "worker")]
+        for process in (scheduler, *nodes):
+            self.assertEqual(process.wait(harness.RUN_S), 0, process.story())
+
     def test_other_machines_are_listened_to_with_keys_or_on_request(self):
         refused = self.start_scheduler(bind="tcp://0.0.0.0:0")
         self.assert_fails(refused, "cannot listen on tcp://0.0.0.0:0", "--keys", "--insecure")
@@ -108,6 +122,9 @@ class Security(harness.E2eTest):
         self.await_training()
         saved = self.start("save", "parley", "save", self.dir / "run")
         self.assertEqual(saved.wait(harness.RUN_S), 0, saved.story())
+        again = self.start("again", "parley", "checkpoint", "now", self.dir / "run")
+        self.assertEqual(again.wait(harness.RUN_S), 0, again.story())
+        self.assertRegex(again.stdout(), "checkpoint")
         mine = self.keygen("mine", "--roles", "scheduler", "--name", "mine")
         (mine / "authorized" / "scheduler-mine.pub").unlink()
         endpoint = (self.dir / "run" / "scheduler.endpoint").read_text().strip()

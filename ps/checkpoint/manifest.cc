@@ -31,7 +31,7 @@ std::string ChecksumOf(absl::string_view body) {
 
 absl::Status CheckArrays(const pb::CheckpointFile& file, const pb::TableState& state,
                          const google::protobuf::RepeatedField<uint64_t>& offsets, int checksums,
-                         const uint64_t* more) {
+                         const uint64_t* more, uint64_t* left) {
   const int expected = state.array_size() + (more != nullptr ? 1 : 0);
   if (offsets.size() != expected || checksums != expected) {
     return absl::InvalidArgumentError(absl::StrCat("has ", offsets.size(), " offsets and ",
@@ -47,6 +47,12 @@ absl::Status CheckArrays(const pb::CheckpointFile& file, const pb::TableState& s
       return absl::InvalidArgumentError(
           absl::StrCat("has ", bytes, " bytes at ", offsets[i], " of ", file.bytes()));
     }
+    // Who reads takes memory for each.
+    if (bytes > *left) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "has arrays over others': all have more bytes; allowed: the file's, ", file.bytes()));
+    }
+    *left -= bytes;
   }
   return absl::OkStatus();
 }
@@ -79,6 +85,7 @@ absl::Status CheckManifest(const pb::CheckpointManifest& manifest) {
     const auto refused = [&](absl::string_view what, absl::string_view why) {
       return absl::InvalidArgumentError(absl::StrCat("file '", file.name(), "': ", what, why));
     };
+    uint64_t left = file.bytes();
     if (!names.insert(file.name()).second) return refused("", "is listed twice; allowed: once");
     if (file.step() > manifest.step()) {
       return refused(
@@ -92,7 +99,7 @@ absl::Status CheckManifest(const pb::CheckpointManifest& manifest) {
       }
       const uint64_t more = saved.server_state_bytes();
       absl::Status status = CheckArrays(file, saved.state(), saved.offset(), saved.crc32_size(),
-                                        more != 0 ? &more : nullptr);
+                                        more != 0 ? &more : nullptr, &left);
       if (!status.ok()) return refused(what, status.message());
     }
     for (const pb::WorkerState& saved : file.worker()) {
@@ -101,7 +108,7 @@ absl::Status CheckManifest(const pb::CheckpointManifest& manifest) {
         return refused(what, absl::StrCat("is there twice of step ", file.step()));
       }
       absl::Status status =
-          CheckArrays(file, saved.state(), saved.offset(), saved.crc32_size(), nullptr);
+          CheckArrays(file, saved.state(), saved.offset(), saved.crc32_size(), nullptr, &left);
       if (!status.ok()) return refused(what, status.message());
     }
   }

@@ -24,7 +24,8 @@ absl::StatusOr<pb::CheckpointManifest> ParseManifest(absl::string_view text,
                                                      const std::string& path);
 
 // What whoever reads by a manifest relies on: plain names of files, each once; arrays that lie
-// within their file; of a partition at most one state a step. kInvalidArgument names the file.
+// within their file, beside each other; of a partition at most one state a step. kInvalidArgument
+// names the file.
 absl::Status CheckManifest(const pb::CheckpointManifest& manifest);
 
 // "embedding/3/rows".

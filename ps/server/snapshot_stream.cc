@@ -98,16 +98,26 @@ absl::Status SnapshotAssembly::Add(const std::vector<Buffer>& payload, BufferPoo
             "the state of a partition: more comes than the %d bytes that were announced",
             first_.total_bytes()));
       }
-      Buffer& array = arrays_[array_];
-      if (array.empty()) array = pool->Allocate(sizes_[array_]);
       const uint64_t bytes = std::min(piece.size() - taken, sizes_[array_] - filled_);
-      CopyPayload(array.mutable_data() + filled_, piece.data() + taken, bytes);
+      MakeRoom(bytes, pool);
+      CopyPayload(arrays_[array_].mutable_data() + filled_, piece.data() + taken, bytes);
       taken += bytes;
       filled_ += bytes;
       received_ += bytes;
     }
   }
   return absl::OkStatus();
+}
+
+// What is announced need not come: beyond the first bytes, memory is taken for as much again as
+// has.
+void SnapshotAssembly::MakeRoom(uint64_t bytes, BufferPool* pool) {
+  Buffer& array = arrays_[array_];
+  if (filled_ + bytes <= array.size()) return;
+  const uint64_t wanted = std::max({filled_ + bytes, 2 * filled_, kFirstBytes});
+  Buffer larger = pool->Allocate(std::min(sizes_[array_], wanted));
+  if (filled_ > 0) CopyPayload(larger.mutable_data(), array.data(), filled_);
+  array = std::move(larger);
 }
 
 PartitionSnapshot SnapshotAssembly::Take() {

@@ -46,14 +46,17 @@ class SnapshotAssembly {
   // A snapshot that says it is larger is refused.
   static constexpr uint64_t kMaxBytes = uint64_t{64} << 30;
   static constexpr int kMaxArrays = 65536;
+  // Arrays up to this are taken as a whole, and never copied again.
+  static constexpr uint64_t kFirstBytes = 2 * SnapshotReader::kMaxMessageBytes;
 
   // Begins with what the first message says, forgetting whatever was here. kInvalidArgument: sizes
   // that do not add up or are out of bounds.
   absl::Status Begin(pb::PartitionState first);
 
   // Takes a copy of the payload of the message at received(): what comes may lie in a peer's
-  // memory. Memory for an array is taken when its first byte comes. kInvalidArgument: more than was
-  // announced. Throws std::bad_alloc; after either it is not to be used. REQUIRES: Begin was OK.
+  // memory. Of a large array no more is taken than kFirstBytes, or twice what has come of it.
+  // kInvalidArgument: more than was announced. Throws std::bad_alloc; after either it is not to be
+  // used. REQUIRES: Begin was OK.
   absl::Status Add(const std::vector<Buffer>& payload, BufferPool* pool);
 
   uint64_t received() const { return received_; }
@@ -62,6 +65,8 @@ class SnapshotAssembly {
   PartitionSnapshot Take();
 
  private:
+  void MakeRoom(uint64_t bytes, BufferPool* pool);
+
   pb::PartitionState first_;
   std::vector<uint64_t> sizes_;  // of the arrays
   std::vector<Buffer> arrays_;

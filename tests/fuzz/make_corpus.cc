@@ -14,6 +14,7 @@
 #include "ps/codec/payload_codec.h"
 #include "ps/net/shm/ring.h"
 #include "ps/wire/codec.h"
+#include "tests/fuzz/state_seeds.h"
 
 namespace parley {
 namespace {
@@ -283,4 +284,12 @@ int main(int argc, char** argv) {
   parley::WriteRings(root / "shm_ring");
   parley::WriteConnections(root / "shm_connection");
   parley::WriteExperiments(root / "experiment");
+  const auto in = [&root](const char* target) {
+    return [folder = root / target](const std::string& name, const std::string& bytes) {
+      parley::Write(folder, name, bytes);
+    };
+  };
+  parley::WriteCheckpointSeeds(in("checkpoint"));
+  parley::WriteReplicaSeeds(in("replica"));
+  parley::WriteJournalSeeds(in("journal"));
 }

@@ -266,6 +266,18 @@ TEST_F(CheckpointFiles, ManifestsThatCannotBeAreRefused) {
                     0, uint64_t{1} << 63);
               }),
               HasSubstr("worker 2"));
+  // Arrays over each other are memory for bytes that are not there.
+  EXPECT_THAT(refused([](M m) {
+                auto* saved = m->mutable_file(1)->mutable_partition(0);
+                for (int i = 0; i < 99; ++i) {
+                  pb::StateArray* array = saved->mutable_state()->add_array();
+                  *array = saved->state().array(0);
+                  array->set_name(absl::StrCat("again", i));
+                  saved->add_offset(saved->offset(0));
+                  saved->add_crc32(saved->crc32(0));
+                }
+              }),
+              HasSubstr("allowed: the file's"));
 }
 
 TEST_F(CheckpointFiles, AnotherFormatIsSaidToBeOne) {

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -51,8 +53,8 @@ pb::PartitionState BodyOf(const Frame& frame) {
 
 TEST(SnapshotStreamTest, WhatIsCutIsPutTogetherAgain) {
   const size_t mib = size_t{1} << 20;
-  for (const std::vector<size_t>& sizes :
-       std::vector<std::vector<size_t>>{{}, {0}, {1}, {5, 0, 3}, {9 * mib, 2, 0, 8 * mib}}) {
+  for (const std::vector<size_t>& sizes : std::vector<std::vector<size_t>>{
+           {}, {0}, {1}, {5, 0, 3}, {9 * mib, 2, 0, 8 * mib}, {3, 37 * mib}}) {
     const PartitionSnapshot wanted = Snapshot(sizes);
     const std::vector<Frame> messages = Messages(Snapshot(sizes));
     ASSERT_FALSE(messages.empty());
@@ -105,6 +107,33 @@ TEST(SnapshotStreamTest, SizesThatCannotBeAreRefused) {
   BufferPool pool;
   EXPECT_THAT(std::string(assembly.Add({Buffer::Copy("123456789")}, &pool).message()),
               HasSubstr("than the 8 bytes"));
+}
+
+// Hands out nothing, and remembers the most that it was asked for at once.
+class Asked : public MemorySource {
+ public:
+  std::byte* Allocate(size_t capacity) override {
+    most = std::max(most, capacity);
+    return nullptr;
+  }
+  void Free(std::byte*, size_t) override {}
+  size_t most = 0;
+};
+
+TEST(SnapshotStreamTest, MemoryIsTakenForWhatHasComeNotForWhatIsAnnounced) {
+  const size_t mib = size_t{1} << 20;
+  pb::PartitionState first = BodyOf(Messages(Snapshot({mib}))[0]);
+  first.mutable_values()->mutable_array(0)->set_shape(0, 1024 * mib);
+  first.set_total_bytes(1024 * mib);
+  auto asked = std::make_shared<Asked>();
+  BufferPool pool(0, asked);
+  SnapshotAssembly assembly;
+  ASSERT_TRUE(assembly.Begin(first).ok());
+  const Buffer piece = Buffer::Copy(std::string(8 * mib, 'x'));
+  for (int i = 1; i <= 8; ++i) {
+    ASSERT_TRUE(assembly.Add({piece}, &pool).ok());
+    EXPECT_LE(asked->most, std::max(size_t{2}, size_t{2} * i) * 8 * mib) << "after piece " << i;
+  }
 }
 
 }  // namespace

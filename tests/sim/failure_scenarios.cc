@@ -28,6 +28,8 @@ bool Evicts(const pb::Experiment& experiment) {
   return eviction.min_frequency() > 0 || eviction.max_age() > 0 || eviction.max_rows() > 0;
 }
 
+void AddCopies(Draw& draw, SimRun* run);
+
 // The draws that all profiles are made of.
 class Failures {
  public:
@@ -91,12 +93,27 @@ class Failures {
     Add(fault);
   }
   // One that everybody but the scheduler hears, or that sleeps, for longer than it may be silent.
+  // Some workers do not hear the scheduler meanwhile, so they go on with a server that is replaced;
+  // and all take their time, or they would be done before.
   void ReplacedWhileAlive() {
-    const absl::Duration patience = absl::Milliseconds(cluster().node_timeout_ms());
-    AddInTraining({.kind = draw_.Chance(0.7) ? SimFault::kMute : SimFault::kStall,
+    if (cluster().replicas() == 0 && draw_.Chance(0.6)) AddCopies(draw_, run_);
+    run_->experiment.mutable_cluster()->set_node_timeout_ms(3000);
+    run_->compute_slowness.assign(cluster().servers() * cluster().shards_per_server(), 1);
+    const double slow = 200 + draw_.Below(800);
+    run_->compute_slowness.resize(run_->compute_slowness.size() + cluster().workers(), slow);
+    SimFault fault{.kind = draw_.Chance(0.7) ? SimFault::kMute : SimFault::kStall,
+                   .updates = 1 + draw_.Below(updates_ / 4 + 1),
+                   .events = draw_.Below(40),
                    .process = draw_.Chance(0.8) ? Server() : Worker(),
                    .other = kSchedulerProcess,
-                   .length = patience + Seconds(4)});
+                   .length = absl::Seconds(3) + Seconds(4)};
+    run_->failures.push_back(fault);
+    fault.kind = SimFault::kMute;
+    fault.process = kSchedulerProcess;
+    for (uint32_t worker = 0; worker < cluster().workers(); ++worker) {
+      fault.other = static_cast<int>(cluster().servers() + worker);
+      if (draw_.Chance(0.7)) run_->failures.push_back(fault);
+    }
   }
   // There are others.
   void Leave() {
@@ -167,6 +184,13 @@ void AddCopies(Draw& draw, SimRun* run) {
   cluster.set_replica_check_steps(draw.Chance(0.7) ? 1 + draw.Below(4) : 0);
 }
 
+void AbortIfImpossible(const SimRun& run) {
+  if (absl::Status status = ValidateExperiment(run.experiment); !status.ok()) {
+    std::fprintf(stderr, "impossible experiment: %s\n", status.ToString().c_str());
+    std::abort();
+  }
+}
+
 enum Profile { kServers, kWorkers, kScheduler, kRollBack, kDisk, kMoves, kHindrances, kAll };
 
 }  // namespace
@@ -232,10 +256,7 @@ void AddFailures(Draw& draw, SimRun* run) {
         break;
     }
   }
-  if (absl::Status status = ValidateExperiment(run->experiment); !status.ok()) {
-    std::fprintf(stderr, "impossible experiment: %s\n", status.ToString().c_str());
-    std::abort();
-  }
+  AbortIfImpossible(*run);
 }
 
 void AddRareFailures(SimRun* run) {
@@ -247,14 +268,18 @@ void AddRareFailures(SimRun* run) {
   switch (draw.Below(5)) {
     case 0:
     case 1:
-      return failures.ReplacedWhileAlive();
+      failures.ReplacedWhileAlive();
+      break;
     case 2:
-      return failures.Leave();
+      failures.Leave();
+      break;
     case 3:
-      return failures.SlowLink();
+      failures.SlowLink();
+      break;
     default:
-      return failures.StateDisk();
+      failures.StateDisk();
   }
+  AbortIfImpossible(*run);
 }
 
 std::string DescribeFailures(const SimRun& run) {

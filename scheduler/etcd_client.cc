@@ -53,8 +53,9 @@ absl::Status Refusal(const std::string& path, long http_code, const std::string&
   auto code = http_code >= 500 ? absl::StatusCode::kUnavailable : absl::StatusCode::kInternal;
   if (google::protobuf::util::JsonStringToMessage(text, &object).ok()) {
     if (const Value* value = Find(object, "message")) message = value->string_value();
-    // gRPC's codes are absl's.
-    if (const Value* value = Find(object, "code")) {
+    // gRPC's codes are absl's: 1 to 16, of which no refusal may be none.
+    const Value* value = Find(object, "code");
+    if (value != nullptr && value->number_value() >= 1 && value->number_value() < 17) {
       code = static_cast<absl::StatusCode>(static_cast<int>(value->number_value()));
     }
   }

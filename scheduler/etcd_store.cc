@@ -44,6 +44,10 @@ absl::Status EtcdStore::Lead() {
                               "'; waiting until its lease in etcd is gone"));
   }
   waiting_for_ = name;
+  if (!seen_state_) {
+    absl::StatusOr<std::optional<std::string>> state = client_.Get(StateKey());
+    seen_state_ = state.ok() && state->has_value();
+  }
   return absl::AbortedError(absl::StrCat(name, " leads job '", options_.job, "'"));
 }
 
@@ -55,7 +59,11 @@ absl::StatusOr<std::optional<std::string>> EtcdStore::OpenNow() {
       return patient ? absl::AbortedError(status.message()) : status;
     }
   }
-  return client_.Get(StateKey());
+  absl::StatusOr<std::optional<std::string>> state = client_.Get(StateKey());
+  if (!state.ok() || state->has_value() || !seen_state_) return state;
+  client_.Revoke(std::exchange(lease_, 0)).IgnoreError();
+  return absl::CancelledError(
+      absl::StrCat("job '", options_.job, "' is over: ", waiting_for_, " led it to its end"));
 }
 
 absl::Status EtcdStore::SaveNow(const std::string& state) {
@@ -84,14 +92,13 @@ absl::Status EtcdStore::Forget() {
 void EtcdStore::Attach(Env* env) {
   OffloadedStore::Attach(env);
   beating_ = false;
-  if (lease_ == 0) return;
-  alive_ = env->Now();
-  OnOpened();
+  expiry_ = kNoTimer;  // of the other loop
+  if (lease_ != 0) OnOpened();
 }
 
 void EtcdStore::OnOpened() {
   if (std::exchange(beating_, true)) return;
-  alive_ = env()->Now();
+  NoteAlive(env()->Now());
   ScheduleBeat(options_.ttl / kBeatsPerLease);
 }
 
@@ -107,15 +114,25 @@ void EtcdStore::Beat() {
 
 void EtcdStore::OnBeat(absl::Duration asked, const absl::Status& status) {
   if (lost_) return;
-  if (status.ok()) alive_ = asked;
-  if (absl::IsNotFound(status) || env()->Now() - alive_ >= options_.ttl) {
-    lost_ = true;
-    if (options_.log && !status.ok()) options_.log(std::string(status.message()));
-    if (options_.on_lost) options_.on_lost(NoMoreLeader());
-    return;
+  if (status.ok()) NoteAlive(asked);
+  if (absl::IsNotFound(status)) {
+    if (options_.log) options_.log(std::string(status.message()));
+    return Lose();
   }
   const absl::Duration pause = status.ok() ? options_.ttl / kBeatsPerLease : kSilentPause;
   ScheduleBeat(pause - (env()->Now() - asked));
+}
+
+// Not by the beats alone: timers run before messages are read, so nothing is decided any more.
+void EtcdStore::NoteAlive(absl::Duration since) {
+  env()->Cancel(expiry_);
+  expiry_ = env()->After(since + options_.ttl - env()->Now(), [this] { Lose(); });
+}
+
+void EtcdStore::Lose() {
+  if (std::exchange(lost_, true)) return;
+  env()->Cancel(expiry_);
+  if (options_.on_lost) options_.on_lost(NoMoreLeader());
 }
 
 }  // namespace parley

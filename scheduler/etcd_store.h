@@ -6,8 +6,10 @@
 // Open waits until nobody leads. The one that has it keeps its lease alive; if it cannot for as
 // long as the lease lasts, or the lease is gone, `on_lost` is called once: another may lead by
 // then, so this process must end without telling anybody. Saves fail with kFailedPrecondition then.
+// A process that has stood still for that long is told before it reads another message.
 //
-// Errors: as EtcdClient. Open: kUnavailable if etcd does not answer the first time. Save:
+// Errors: as EtcdClient. Open: kUnavailable if etcd does not answer the first time; kCancelled if
+// it has waited, and the job is over: its state is gone, which a leader that dies leaves. Save:
 // kResourceExhausted for a state that is too large for etcd (1.5 MiB by default).
 // Thread-safety: as OffloadedStore; give the loop two threads to offload to, so that a long work
 // elsewhere does not cost the lease.
@@ -46,6 +48,9 @@ class EtcdStore : public OffloadedStore {
   void Attach(Env* env) override;
   absl::Status Forget() override;
 
+  // Who led the job when Open had to wait; empty: nobody did.
+  const std::string& waited_for() const { return waiting_for_; }
+
  protected:
   absl::StatusOr<std::optional<std::string>> OpenNow() override;
   absl::Status SaveNow(const std::string& state) override;
@@ -59,14 +64,17 @@ class EtcdStore : public OffloadedStore {
   void ScheduleBeat(absl::Duration after);
   void Beat();
   void OnBeat(absl::Duration asked, const absl::Status& status);
+  void NoteAlive(absl::Duration since);
+  void Lose();
 
   Options options_;
   EtcdClient client_;
   int64_t lease_ = 0;        // set by OpenNow, and from then on only read, until Forget
   std::string waiting_for_;  // OpenNow's: who leads
+  bool seen_state_ = false;  // OpenNow's: the one that leads had saved something
 
   // Owned by the loop.
-  absl::Duration alive_;  // when the last proof of the lease was asked for
+  TimerId expiry_ = kNoTimer;  // when the lease ends, by the last proof that it is there
   bool beating_ = false, lost_ = false;
 };
 

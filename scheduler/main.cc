@@ -9,6 +9,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "proto/scheduler.pb.h"
 #include "ps/base/loop_env.h"
 #include "ps/config/experiment.h"
 #include "ps/config/flags.h"
@@ -62,7 +63,9 @@ FlagSet MakeFlagSet(Flags* flags) {
       .Number("progress-ms", &flags->progress_ms, 0, 3600000,
               "least milliseconds between two lines of progress in metrics.jsonl")
       .Switch("append", &flags->append, "add to the record in RUN-DIR, do not replace it")
-      .Switch("anew", &flags->anew, "forget what is in --state")
+      .Switch("anew", &flags->anew,
+              "forget what is in --state, unless that is a job which another scheduler has led "
+              "until now")
       .Switch(
           "restarted", &flags->restarted,
           "started in the place of one that died: end at once if RUN-DIR says how the job ended")
@@ -110,14 +113,17 @@ class LogReport : public RunObserver {
 // The place where this scheduler's state is, and what was found there.
 struct State {
   std::unique_ptr<OffloadedStore> store;
+  EtcdStore* etcd = nullptr;  // the store, if it is one
   bool found = false;
   NodeProcess* process = nullptr;  // once there is one
 
-  // With `anew` nothing is found.
+  // With `anew` nothing is found, but what another scheduler has led until now. kCancelled: that
+  // one has led it to its end.
   absl::Status Open(bool anew);
 
  private:
   absl::Status OpenOnce();
+  bool Waited() const { return etcd != nullptr && !etcd->waited_for().empty(); }
 };
 
 // On a loop of its own: whether to go on with a job decides what is made next, and a scheduler that
@@ -136,12 +142,20 @@ absl::Status State::OpenOnce() {
     env.Run();
   }
   found = result.ok() && result->has_value();
+  pb::SchedulerState state;
+  if (found && Waited() && state.ParseFromString(**result) && state.ended()) {
+    // It came to its end and died before it could clear up.
+    absl::Status cleared = store->Forget();
+    if (!cleared.ok()) return cleared;
+    return absl::CancelledError(absl::StrCat(
+        "job '", state.job(), "' is over: ", etcd->waited_for(), " led it to its end"));
+  }
   return result.status();
 }
 
 absl::Status State::Open(bool anew) {
   absl::Status status = OpenOnce();
-  if (!status.ok() || !anew || !found) return status;
+  if (!status.ok() || !anew || !found || Waited()) return status;
   if (status = store->Forget(); !status.ok()) return status;
   return OpenOnce();
 }
@@ -175,7 +189,9 @@ absl::Status MakeEtcdStore(const Flags& flags, const std::string& job, State* st
     if (state->process != nullptr) state->process->Log(std::string(status.message()));
     std::_Exit(NodeProcess::Complain(kProgram, status));
   };
-  state->store = std::make_unique<EtcdStore>(std::move(options));
+  auto store = std::make_unique<EtcdStore>(std::move(options));
+  state->etcd = store.get();
+  state->store = std::move(store);
   return absl::OkStatus();
 }
 
@@ -261,6 +277,14 @@ absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* sched
       });
 }
 
+// How the job ended that is not led any more, as far as the record says: the exit code for it.
+std::optional<int> RecordedEnd(const Flags& flags) {
+  absl::StatusOr<std::string> reason = ReadSummaryReason(flags.run_dir + "/summary.json");
+  if (!reason.ok()) return std::nullopt;
+  if (reason->empty()) return 0;
+  return NodeProcess::Complain(kProgram, absl::AbortedError(*reason));
+}
+
 int Run(const Flags& flags, const pb::Experiment& experiment) {
   Scheduler scheduler{.flags = flags,
                       .experiment = experiment,
@@ -280,8 +304,12 @@ int Run(const Flags& flags, const pb::Experiment& experiment) {
       return 2;
     }
     // Signals still end the process while it waits.
-    if (status = state.Open(flags.anew); !status.ok())
-      return NodeProcess::Complain(kProgram, status);
+    status = state.Open(flags.anew);
+    if (absl::IsCancelled(status)) {
+      std::fprintf(stderr, "%s: %s\n", kProgram, std::string(status.message()).c_str());
+      return RecordedEnd(flags).value_or(0);
+    }
+    if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   }
   int code = 0;
   {
@@ -319,9 +347,7 @@ int Main(int argc, char** argv) {
   }
   // It died when all was done.
   if (flags.restarted) {
-    absl::StatusOr<std::string> reason = ReadSummaryReason(flags.run_dir + "/summary.json");
-    if (reason.ok() && reason->empty()) return 0;
-    if (reason.ok()) return NodeProcess::Complain(kProgram, absl::AbortedError(*reason));
+    if (std::optional<int> code = RecordedEnd(flags)) return *code;
   }
   return Run(flags, *experiment);
 }

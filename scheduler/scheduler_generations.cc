@@ -144,6 +144,7 @@ absl::Status SchedulerNode::Impl::CheckRestore() const {
 // A state of this job: its members are taken for alive until node_timeout_ms have passed, and the
 // round that was under way is made again.
 void SchedulerNode::Impl::GoOn(const pb::SchedulerState& state) {
+  goes_on_ = true;
   members_.Load(state, env_->Now());
   if (state.has_tables()) {
     have_tables_ = true;

@@ -207,6 +207,7 @@ class SchedulerNode::Impl {
   uint64_t counting_ = 0;                         // counts attempts
   std::set<NodeId> counted_;                      // servers whose counts are in the tally
   absl::Status result_;
+  bool goes_on_ = false;     // with the job of a scheduler before this one
   bool owns_state_ = false;  // what the store holds, if anything, is this job's and readable
   bool stop_told_ = false;
   size_t stops_open_ = 0;

@@ -50,7 +50,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   FlagSet set(kProgram, "Reads its part of the data and trains on it.");
   set.Required("scheduler", &flags.scheduler, "ENDPOINT",
-               "where the scheduler listens, tcp://host:port")
+               "where the scheduler listens, tcp://host:port; or, with commas between them, where "
+               "each of those does of which one leads")
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")

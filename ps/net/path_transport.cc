@@ -151,7 +151,10 @@ absl::Status PathTransport::Connect(NodeId peer, const std::string& endpoint) {
   // The socket's file is looked for once; a path that is taken is kept.
   const bool ipc = !paths->ipc.empty() && (paths->tcp.empty() || IsSocket(paths->ipc_file));
   const std::string other = ipc ? paths->ipc : paths->tcp;
-  Disconnect(peer);
+  // ZeroMQ knows best how to go from one of its connections to the next.
+  const bool stays =
+      known != peers_.end() && known->second.path == zmq_.get() && paths->shm.empty();
+  if (!stays) Disconnect(peer);
   std::string why;
   if (!paths->shm.empty()) {
     absl::Status status = shm_ == nullptr ? absl::UnavailableError("there is no shared memory here")

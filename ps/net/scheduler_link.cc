@@ -5,12 +5,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 
 namespace parley {
 namespace {
 
 // Time for the last answer to leave this node before it goes away.
 constexpr absl::Duration kLinger = absl::Milliseconds(200);
+// Who joins asks each place for so long, twice at least.
+constexpr absl::Duration kJoinTurn = absl::Seconds(1);
+constexpr absl::Duration kJoinAttempt = absl::Milliseconds(400);
 
 }  // namespace
 
@@ -20,6 +24,7 @@ SchedulerLink::SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options o
       transport_(transport),
       rpc_(rpc),
       options_(std::move(options)),
+      places_(absl::StrSplit(options_.scheduler, ',')),
       handlers_(std::move(handlers)) {
   transport_->SetPeerGone([this](NodeId peer) { OnPeerGone(peer); });
 }
@@ -27,13 +32,17 @@ SchedulerLink::SchedulerLink(Env* env, Transport* transport, Rpc* rpc, Options o
 SchedulerLink::~SchedulerLink() {
   transport_->SetPeerGone([](NodeId) {});
   env_->Cancel(beat_timer_);
+  env_->Cancel(turn_timer_);
   env_->Cancel(end_timer_);
 }
 
 void SchedulerLink::Start() {
-  if (absl::Status status = transport_->Connect(kSchedulerNode, options_.scheduler); !status.ok()) {
-    End(status, absl::ZeroDuration());
-    return;
+  // The first comes last, and stays; a place that is none is found out now, not when it is needed.
+  for (auto place = places_.rbegin(); place != places_.rend(); ++place) {
+    if (absl::Status status = transport_->Connect(kSchedulerNode, *place); !status.ok()) {
+      End(status, absl::ZeroDuration());
+      return;
+    }
   }
   Serve();
   Frame hello;
@@ -43,9 +52,27 @@ void SchedulerLink::Start() {
                    .what = absl::StrCat("join request to the scheduler at ", options_.scheduler)};
   // Impatient at first: the scheduler of a job that is just starting may be a moment late.
   call.attempt = absl::Milliseconds(200);
-  call.max_attempt = absl::Seconds(2);
+  call.max_attempt = places_.size() > 1 ? kJoinAttempt : absl::Seconds(2);
   rpc_->Call(kSchedulerNode, std::move(hello), std::move(call),
              [this](absl::StatusOr<Frame> answer) { OnHelloAnswer(std::move(answer)); });
+  if (places_.size() > 1) turn_timer_ = env_->After(kJoinTurn, [this] { LookElsewhere(); });
+}
+
+// The next in turn. Whoever does not lead answers nothing, most likely does not even listen.
+void SchedulerLink::LookElsewhere() {
+  place_ = (place_ + 1) % places_.size();
+  last_turn_ = env_->Now();
+  transport_->Connect(kSchedulerNode, places_[place_]).IgnoreError();  // looked at by Start
+  if (!joined_) turn_timer_ = env_->After(kJoinTurn, [this] { LookElsewhere(); });
+}
+
+// A scheduler that takes over counts those as dead who have not come within node_timeout_ms. All
+// have looked at each place by then: they begin after a half of it, and go round in a quarter, or
+// as fast as heartbeats go.
+absl::Duration SchedulerLink::Turn() const {
+  const pb::Cluster& cluster = welcome_.experiment().cluster();
+  return std::max(absl::Milliseconds(cluster.heartbeat_ms()),
+                  absl::Milliseconds(cluster.node_timeout_ms()) / (4 * places_.size()));
 }
 
 void SchedulerLink::Serve() {
@@ -90,6 +117,7 @@ void SchedulerLink::OnAssign(NodeId from, const Frame& request) {
 }
 
 void SchedulerLink::OnHelloAnswer(absl::StatusOr<Frame> answer) {
+  env_->Cancel(turn_timer_);
   if (ending_) return;
   if (answer.ok()) {
     absl::Status parsed = ParseBody(*answer, &welcome_);
@@ -138,6 +166,9 @@ void SchedulerLink::Beat() {
     return;
   }
   if (silence > silent) NoteAway(silence);
+  if (places_.size() > 1 && silence > silent / 2 && last_beat_ - last_turn_ >= Turn()) {
+    LookElsewhere();
+  }
   Frame frame;
   frame.header.set_kind(pb::HEARTBEAT);
   frame.header.set_body(handlers_.heartbeat().SerializeAsString());
@@ -160,7 +191,7 @@ void SchedulerLink::Beat() {
 
 void SchedulerLink::NoteAway(absl::Duration silence) {
   // A transport may have given up a peer that it lost; one that has not does nothing.
-  transport_->Connect(kSchedulerNode, options_.scheduler).IgnoreError();
+  transport_->Connect(kSchedulerNode, places_[place_]).IgnoreError();
   if (std::exchange(away_, true)) return;
   Log(absl::StrFormat(
       "the scheduler at %s has not answered for %.1f s; going on without it, for at most "
@@ -173,7 +204,9 @@ void SchedulerLink::OnHeard() {
   const absl::Duration silence = env_->Now() - last_heard_;
   last_heard_ = env_->Now();
   if (!std::exchange(away_, false)) return;
-  Log(absl::StrFormat("the scheduler is back after %.1f s", absl::ToDoubleSeconds(silence)));
+  const std::string where = places_.size() > 1 ? absl::StrCat(" at ", places_[place_]) : "";
+  Log(absl::StrFormat("the scheduler is back%s after %.1f s", where,
+                      absl::ToDoubleSeconds(silence)));
 }
 
 void SchedulerLink::Log(const std::string& line) {

@@ -5,13 +5,16 @@
 // heartbeat_ms of the experiment, and one at once when the connection breaks. A scheduler that
 // answers none for node_timeout_ms is away: the node goes on without it, and keeps asking, for
 // scheduler_timeout_ms. One that answers that it does not know this node ends it. STOP, ASSIGN and
-// PING may come at any time and are answered as often as they are asked. Thread-safety: as Env,
-// everything on the loop.
+// PING may come at any time and are answered as often as they are asked. Where several schedulers
+// may lead, one is asked at a time, and the next in turn when it keeps silent: sooner than the one
+// that takes over gives this node up. Thread-safety: as Env, everything on the loop.
 #ifndef PARLEY_PS_NET_SCHEDULER_LINK_H_
 #define PARLEY_PS_NET_SCHEDULER_LINK_H_
 
+#include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
@@ -26,7 +29,9 @@ namespace parley {
 class SchedulerLink {
  public:
   struct Options {
-    std::string scheduler;  // endpoint, "tcp://host:port"
+    // Endpoint, "tcp://host:port"; with commas between them those of all schedulers of which one
+    // leads.
+    std::string scheduler;
     absl::Duration join_timeout = absl::Seconds(60);
     pb::Hello hello;
   };
@@ -72,6 +77,8 @@ class SchedulerLink {
   void OnPeerGone(NodeId peer);
   void Beat();
   void NoteAway(absl::Duration silence);
+  void LookElsewhere();
+  absl::Duration Turn() const;
   void OnHeard();
   void Log(const std::string& line);
   void End(absl::Status status, absl::Duration after);
@@ -80,6 +87,8 @@ class SchedulerLink {
   Transport* const transport_;
   Rpc* const rpc_;
   const Options options_;
+  const std::vector<std::string> places_;  // of options_.scheduler, one at least
+  size_t place_ = 0;                       // where it is looked for now
   Handlers handlers_;
   pb::Welcome welcome_;
   bool ending_ = false;
@@ -87,7 +96,9 @@ class SchedulerLink {
   bool joined_ = false;
   bool away_ = false;  // the log says so
   absl::Duration last_heard_, last_beat_;
+  absl::Duration last_turn_;  // when the place changed
   TimerId beat_timer_ = kNoTimer;
+  TimerId turn_timer_ = kNoTimer;  // until joined
   TimerId end_timer_ = kNoTimer;
 };
 

@@ -227,6 +227,9 @@ absl::Status ZmqTransport::Connect(NodeId peer, const std::string& endpoint) {
   absl::Status status = Watch(channel->get());
   if (status.ok()) status = Monitor(channel->get());
   if (!status.ok()) return status;
+  // What still waits for the peer where it was is not to come there later: its connection would
+  // have this node's name, and the answers that are for the new one.
+  if (known != peers_.end()) known->second->socket.SetInt(ZMQ_LINGER, 0).IgnoreError();
   Disconnect(peer);
   peers_.emplace(peer, *std::move(channel));
   return absl::OkStatus();

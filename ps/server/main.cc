@@ -114,7 +114,8 @@ int Main(int argc, char** argv) {
   Flags flags;
   FlagSet set(kProgram, "Holds a part of the weights and applies the optimizer.");
   set.Required("scheduler", &flags.scheduler, "ENDPOINT",
-               "where the scheduler listens, tcp://host:port")
+               "where the scheduler listens, tcp://host:port; or, with commas between them, where "
+               "each of those does of which one leads")
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Text("bind", &flags.bind, "ENDPOINT",
             "where to listen: tcp://HOST:PORT with an address, hostname, interface or CIDR block "

@@ -64,7 +64,7 @@ absl::Status WriteFileWhole(const std::string& path, absl::string_view content) 
 
 absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Create(const std::string& path,
                                                                    ReportClock now) {
-  return Open(path, std::move(now), "wb");
+  return Open(path, std::move(now), /*empty=*/true);
 }
 
 absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Continue(const std::string& path,
@@ -76,7 +76,8 @@ absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Continue(const std::
   if (std::filesystem::exists(metrics_path, error)) {
     std::filesystem::resize_file(metrics_path, before.size(), error);
   }
-  absl::StatusOr<std::unique_ptr<RunDirectory>> directory = Open(path, std::move(now), "ab");
+  absl::StatusOr<std::unique_ptr<RunDirectory>> directory =
+      Open(path, std::move(now), /*empty=*/false);
   if (!directory.ok()) return directory.status();
   (*directory)->start_ -= absl::Seconds(LastSeconds(before));
   absl::StatusOr<std::vector<EpochMetrics>> epochs = ParseEpochs(before);
@@ -85,11 +86,13 @@ absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Continue(const std::
 }
 
 absl::StatusOr<std::unique_ptr<RunDirectory>> RunDirectory::Open(const std::string& path,
-                                                                 ReportClock now,
-                                                                 const char* mode) {
+                                                                 ReportClock now, bool empty) {
   if (absl::Status status = MakeDirectories(path + "/logs"); !status.ok()) return status;
   const std::string metrics_path = path + "/metrics.jsonl";
-  File metrics(fopen(metrics_path.c_str(), mode), fclose);
+  // Lines always go to the end: a scheduler that stood still while another took over may have a
+  // last word, and is not to write it over what the other has written.
+  File metrics(empty ? fopen(metrics_path.c_str(), "wb") : nullptr, fclose);
+  if (!empty || metrics) metrics.reset(fopen(metrics_path.c_str(), "ab"));
   if (!metrics) {
     return absl::ErrnoToStatus(errno, absl::StrCat("'", metrics_path, "' cannot be written"));
   }

@@ -57,7 +57,7 @@ class RunDirectory : public RunObserver {
   using File = std::unique_ptr<FILE, int (*)(FILE*)>;
   RunDirectory(std::string path, ReportClock now, File metrics);
   static absl::StatusOr<std::unique_ptr<RunDirectory>> Open(const std::string& path,
-                                                            ReportClock now, const char* mode);
+                                                            ReportClock now, bool empty);
   void AppendMetric(const std::string& line);
   void Replace(const std::string& name, absl::string_view content);
   double Seconds() const;

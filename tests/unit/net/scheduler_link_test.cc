@@ -31,6 +31,7 @@ class BreakableTransport : public Transport {
   std::string endpoint() const override { return inner_->endpoint(); }
   absl::Status Connect(NodeId peer, const std::string& endpoint) override {
     ++connects;
+    if (peer == kSchedulerNode) at = endpoint;
     return inner_->Connect(peer, endpoint);
   }
   void Disconnect(NodeId peer) override { inner_->Disconnect(peer); }
@@ -41,6 +42,7 @@ class BreakableTransport : public Transport {
 
   void Break(NodeId peer) { gone_(peer); }
   int connects = 0;
+  std::string at;  // where the scheduler was looked for last
 
  private:
   std::unique_ptr<Transport> inner_;
@@ -49,9 +51,9 @@ class BreakableTransport : public Transport {
 
 // What the scheduler would be, as far as a node sees it.
 struct FakeScheduler {
-  FakeScheduler(SimWorld* world, SimNetwork* network)
+  FakeScheduler(SimWorld* world, SimNetwork* network, const std::string& endpoint = kEndpoint)
       : env(world, "scheduler"),
-        transport(network->CreateTransport(&env, kSchedulerNode, kEndpoint)),
+        transport(network->CreateTransport(&env, kSchedulerNode, endpoint)),
         rpc(&env, transport.get()) {
     welcome.set_rank(2);
     welcome.set_incarnation(5);
@@ -85,7 +87,7 @@ struct FakeScheduler {
 
 class SchedulerLinkTest : public ::testing::Test {
  protected:
-  void Join(bool takes_assignments = true) {
+  void Join(bool takes_assignments = true, const std::string& scheduler = kEndpoint) {
     transport_ = std::make_unique<BreakableTransport>(network_.CreateTransport(&env_, kNode, ""));
     rpc_ = std::make_unique<Rpc>(&env_, transport_.get());
     SchedulerLink::Handlers handlers;
@@ -105,7 +107,7 @@ class SchedulerLinkTest : public ::testing::Test {
     handlers.log = [this](const std::string& line) { log_.push_back(line); };
     link_ = std::make_unique<SchedulerLink>(
         &env_, transport_.get(), rpc_.get(),
-        SchedulerLink::Options{.scheduler = kEndpoint, .hello = {}}, std::move(handlers));
+        SchedulerLink::Options{.scheduler = scheduler, .hello = {}}, std::move(handlers));
     link_->Start();
     ASSERT_TRUE(world_.RunUntil([this] { return welcomed_; }, absl::Seconds(5)));
   }
@@ -247,6 +249,55 @@ TEST_F(SchedulerLinkTest, ABrokenConnectionIsFollowedByAHeartbeat) {
   // And they go on as before, one a period.
   Run(absl::Milliseconds(5000));
   EXPECT_NEAR(static_cast<double>(scheduler_.beats.size() - before), 11, 1);
+}
+
+// Of three only the one of the fixture, the last, leads at first.
+constexpr char kPlaces[] = "sim://here,sim://there,sim://scheduler";
+
+TEST_F(SchedulerLinkTest, WhoJoinsLooksForTheOneThatLeads) {
+  Join(true, kPlaces);
+  EXPECT_EQ(transport_->at, kEndpoint);
+  const int connects = transport_->connects;
+  Run(absl::Seconds(20));
+  EXPECT_EQ(transport_->connects, connects) << "it stays where it is answered";
+  EXPECT_THAT(log_, IsEmpty());
+}
+
+TEST_F(SchedulerLinkTest, ANodeFindsTheOneThatTakesOverBeforeThatOneGivesItUp) {
+  Join(true, kPlaces);
+  Run(absl::Seconds(3));
+  const absl::Duration before = env_.Now();
+  scheduler_.env.Kill();
+  FakeScheduler other(&world_, &network_, "sim://there");
+  ASSERT_TRUE(world_.RunUntil([&] { return !other.beats.empty(); }, absl::Seconds(10)));
+  // node_timeout_ms is 2000, and a heartbeat may have been answered right before the death.
+  EXPECT_LT(env_.Now() - before, absl::Milliseconds(2000));
+  EXPECT_EQ(transport_->at, "sim://there");
+  Run(absl::Seconds(5));
+  EXPECT_EQ(transport_->at, "sim://there");
+  EXPECT_FALSE(end_.has_value());
+}
+
+TEST_F(SchedulerLinkTest, NobodyAtAnyPlaceEndsTheNode) {
+  Join(true, kPlaces);
+  network_.Isolate(kSchedulerNode);
+  ASSERT_TRUE(world_.RunUntil([this] { return end_.has_value(); }, absl::Seconds(12)));
+  EXPECT_THAT(std::string(end_->message()),
+              HasSubstr(absl::StrCat("the scheduler at ", kPlaces, " has not answered")));
+}
+
+TEST_F(SchedulerLinkTest, APlaceThatIsNoneIsFoundOutAtOnce) {
+  transport_ = std::make_unique<BreakableTransport>(network_.CreateTransport(&env_, kNode, ""));
+  rpc_ = std::make_unique<Rpc>(&env_, transport_.get());
+  SchedulerLink::Handlers handlers;
+  handlers.on_end = [this](absl::Status status) { end_ = std::move(status); };
+  link_ = std::make_unique<SchedulerLink>(
+      &env_, transport_.get(), rpc_.get(),
+      SchedulerLink::Options{.scheduler = absl::StrCat(kEndpoint, ",elsewhere"), .hello = {}},
+      std::move(handlers));
+  link_->Start();
+  ASSERT_TRUE(world_.RunUntil([this] { return end_.has_value(); }, absl::Seconds(1)));
+  EXPECT_TRUE(absl::IsInvalidArgument(*end_)) << *end_;
 }
 
 }  // namespace

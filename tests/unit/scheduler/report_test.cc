@@ -245,6 +245,23 @@ TEST(RunDirectory, GoesOnWithTheRecordOfARunThatWasCutShort) {
   EXPECT_EQ(ParseEpochs(ReadFile(path + "/metrics.jsonl"))->size(), 2);
 }
 
+// A scheduler that stood still until another had its job.
+TEST(RunDirectory, ALateWordGoesBehindWhatAnotherHasWritten) {
+  const std::string path = testing::TempDir() + "/parley_report_test/late_word";
+  std::filesystem::remove_all(path);
+  FakeClock time;
+  auto first = RunDirectory::Create(path, time.clock());
+  ASSERT_TRUE(first.ok()) << first.status();
+  (*first)->OnEvent("the first begins");
+  auto second = RunDirectory::Continue(path, time.clock());
+  ASSERT_TRUE(second.ok()) << second.status();
+  (*second)->OnEvent("the second goes on");
+  (*first)->OnEvent("late");
+  EXPECT_EQ(ReadFile(path + "/metrics.jsonl"),
+            absl::StrCat(EventJson("the first begins", 0), "\n", EventJson("the second goes on", 0),
+                         "\n", EventJson("late", 0), "\n"));
+}
+
 TEST(RunDirectory, NothingToGoOnWithIsABeginning) {
   const std::string path = testing::TempDir() + "/parley_report_test/continued_nothing";
   std::filesystem::remove_all(path);

@@ -101,10 +101,12 @@ class Failures {
     run_->compute_slowness.assign(cluster().servers() * cluster().shards_per_server(), 1);
     const double slow = 200 + draw_.Below(800);
     run_->compute_slowness.resize(run_->compute_slowness.size() + cluster().workers(), slow);
+    // A logical worker that dies again and again at one long step is given up, and with it the job.
+    const bool server = run_->failures.size() > 1;
     SimFault fault{.kind = draw_.Chance(0.7) ? SimFault::kMute : SimFault::kStall,
                    .updates = 1 + draw_.Below(updates_ / 4 + 1),
                    .events = draw_.Below(40),
-                   .process = draw_.Chance(0.8) ? Server() : Worker(),
+                   .process = server || draw_.Chance(0.8) ? Server() : Worker(),
                    .other = kSchedulerProcess,
                    .length = absl::Seconds(3) + Seconds(4)};
     run_->failures.push_back(fault);

@@ -101,6 +101,23 @@ TEST_F(SchedulerRestartTest, WhoeverIsSlowWhenAnothersConnectionBreaksIsNotShot)
   EXPECT_THAT(Events(), Not(HasSubstr("(host:101) is dead")));
 }
 
+TEST_F(SchedulerRestartTest, WhoHasYetToFindTheNextSchedulerIsNotShotWhenAnothersConnectionBreaks) {
+  experiment_.mutable_cluster()->set_node_timeout_ms(3000);
+  store_ = &memory_;
+  StartJob();
+  KillScheduler();
+  nodes_[3]->env.Stall(absl::Milliseconds(1500));
+  StartScheduler();
+  Node* dying = Add(pb::WORKER);
+  Run(absl::Milliseconds(200));
+  for (int i = 0; i < 10; ++i) network_.TellGone(dying->node);  // of which some get there
+  dying->env.Kill();
+  Run(absl::Milliseconds(1000));
+  EXPECT_THAT(Events(), HasSubstr("(host:104) is dead: its connection broke"));
+  Run(absl::Seconds(3));
+  EXPECT_THAT(Events(), Not(HasSubstr("(host:103) is dead")));
+}
+
 TEST_F(SchedulerRestartTest, ADeposedSchedulerThatFailsTellsNobody) {
   experiment_.mutable_cluster()->set_worker_loss(pb::Cluster::FAIL);
   store_ = &held_;

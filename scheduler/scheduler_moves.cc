@@ -271,6 +271,11 @@ void SchedulerNode::Impl::RunRound(bool generation) {
       if (member->role != pb::SERVER) continue;
       servers.push_back({member->node, member->Describe(true)});
     }
+    // A scheduler that is back may know none any more: nobody would ever answer.
+    if (servers.empty()) {
+      round_open_ = false;
+      return RequestRound(false);
+    }
     const bool skip =
         cluster().worker_loss() == pb::Cluster::SKIP ||
         (cluster().worker_loss() == pb::Cluster::REPLACE && !Exact() && !generation_round_);

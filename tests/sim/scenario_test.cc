@@ -315,6 +315,12 @@ TEST(Regression, SeedsWithFailuresThatFailedOnce) {
   }
 }
 
+// And of those with rare ones:
+//   11806  a scheduler came back that knew of no server, and waited for nobody's answers for ever
+TEST(Regression, SeedsWithRareFailuresThatFailedOnce) {
+  EXPECT_THAT(CheckSeed(11806, /*verbose=*/false), IsEmpty());
+}
+
 // What the profiles draw: a server with copies, in the middle of a step.
 TEST(Failure, AServerWithCopiesDiesAndNothingIsLost) {
   SimRun run = TwoByTwo("cluster { servers: 3 replicas: 1 node_timeout_ms: 3000 }");
@@ -333,6 +339,30 @@ TEST(Failure, AServerWithCopiesDiesAndNothingIsLost) {
   EXPECT_EQ(outcome.summary.failovers, 1u);
   EXPECT_GT(outcome.promises, 0u);
   EXPECT_EQ(outcome.summary.restarts, 0u);
+  EXPECT_EQ(outcome.summary.weights_sha256, clean.summary.weights_sha256);
+}
+
+// It rolls back, though the server trains on.
+TEST(Failure, ASchedulerDiesAfterItsOnlyServer) {
+  SimRun run = TwoByTwo("training { epochs: 4 } cluster { servers: 1 node_timeout_ms: 2000 }");
+  const SimOutcome clean = RunCluster(run);
+  ExpectGood(clean);
+  run.compute_slowness = {1, 1000, 1000};
+  run.failures.push_back({.kind = SimFault::kMute,
+                          .at = absl::Seconds(1),
+                          .process = 0,
+                          .other = kSchedulerProcess,
+                          .length = absl::Seconds(12)});
+  run.failures.push_back({.kind = SimFault::kCrash,
+                          .at = absl::Seconds(8),
+                          .process = kSchedulerProcess,
+                          .length = absl::Seconds(1)});
+  const SimOutcome outcome = RunCluster(run);
+  EXPECT_TRUE(outcome.ended);
+  EXPECT_TRUE(outcome.scheduler.ok()) << outcome.scheduler;
+  EXPECT_THAT(outcome.violations, IsEmpty());
+  EXPECT_EQ(outcome.happened, 2u);
+  EXPECT_GE(outcome.summary.restarts, 1u);
   EXPECT_EQ(outcome.summary.weights_sha256, clean.summary.weights_sha256);
 }
 

@@ -66,6 +66,7 @@ class ByHand(harness.E2eTest):
         endpoint = self.endpoint()
         nodes = [self.start_node("server", "server", endpoint), self.start_node("worker", "worker", endpoint)]
         self.await_("a worker with a place", lambda: "as worker 0" in self.log_text(self.log("worker")))
+        self.await_("a server with a place", lambda: "as server 0" in self.log_text(self.log("server")))
         spare = self.start_node("worker", "spare", endpoint)
         spare_server = self.start_node("server", "spare-server", endpoint)
         self.await_("a spare worker", lambda: "as a spare" in self.log_text(self.log("spare")))

@@ -7,6 +7,7 @@
 #include "absl/strings/str_format.h"
 #include "ps/checkpoint/checkpoint_files.h"
 #include "scheduler/assignment.h"
+#include "scheduler/saved_state.h"
 #include "scheduler/scheduler_impl.h"
 
 namespace parley {
@@ -67,6 +68,10 @@ void SchedulerNode::Impl::OnOpened(absl::StatusOr<std::optional<std::string>> fo
         absl::StrFormat("the scheduler's state is of job '%s', this is job '%s': give each its "
                         "own place for it",
                         state.job(), options_.job)));
+  }
+  if (!state.ended()) {
+    const absl::Status checked = CheckSavedState(state, cluster());
+    if (!checked.ok()) return StopAll(checked);
   }
   owns_state_ = true;
   if (state.ended()) return FindRestore();  // of a run that came to its end

@@ -137,7 +137,10 @@ absl::StatusOr<HostedPartition::Ticket> HostedPartition::TakePush(const pb::Fram
     setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);
     setup_.probe->OnAccept(setup_.table, setup_.index, header.rank(), header.tick(), late);
   }
-  if (late) PublishDrop(header, part, /*superseded=*/false);
+  if (late) {
+    NoteDropped(header.rank(), header.tick());
+    PublishDrop(header, part, /*superseded=*/false);
+  }
   ticket.index = late ? last_index_ : 0;
   Advance();
   return ticket;
@@ -149,10 +152,10 @@ bool HostedPartition::MayAcknowledge(const Ticket& ticket) const {
          (!ticket.tick.has_value() || policy_.clock(ticket.worker) > *ticket.tick);
 }
 
-// The worker's predecessor had pushed the tick: its gradient is in the weights, or held. Where the
-// tick was closed without any, there is no place for one either.
+// The worker's predecessor had pushed the tick: its gradient is in the weights, or held, or dropped
+// for good. Where the tick was closed without any, there is no place for one either.
 bool HostedPartition::IsSuperseded(uint32_t worker, uint64_t tick) const {
-  if (tick < here_below_[worker]) return true;
+  if (tick < here_below_[worker] || dropped_ahead_.contains({tick, worker})) return true;
   const Contribution* held = aggregator_->Find(tick, worker);
   return held != nullptr && held->incarnation != guard_.incarnation(worker);
 }

@@ -274,7 +274,8 @@ class HostedPartition {
   // At a backup.
   absl::Status CheckOp(const pb::ReplicaOp& op, const Buffer& keys, const Buffer& values) const;
   absl::Status ApplyStepOp(const pb::ReplicaOp& op, const Buffer& keys, const Buffer& values);
-  void ForgetSuperseding(uint64_t tick, absl::Span<const uint32_t> workers);
+  void NoteDropped(uint32_t worker, uint64_t tick);
+  void ForgetClosed(uint64_t tick, absl::Span<const uint32_t> workers);
   void LearnPush(const pb::ReplicaOp& op, const pb::ReplicaOp::Push& push);
 
   // State, in hosted_partition_state.cc.
@@ -302,6 +303,9 @@ class HostedPartition {
   // By rank: below, all is closed, by the worker's predecessors or by itself.
   std::vector<uint64_t> here_below_;
   std::vector<Superseding> superseding_;
+  // (tick, worker): dropped as late, and what it was late for is not in the weights. A copy may
+  // have the DROP without the STEP, which waited for its norm; as primary it closes the step anew.
+  std::set<std::pair<uint64_t, uint32_t>> dropped_ahead_;
   PushCounters counts_;
   std::vector<uint64_t> acknowledged_;         // by rank
   std::vector<GradientView> gradients_;        // scratch

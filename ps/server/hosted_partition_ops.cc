@@ -103,7 +103,7 @@ void HostedPartition::PublishStep(const PendingStep& pending, const StepInfo& in
   if (!replicated_) {
     durable_index_ = ++last_index_;
     for (uint32_t worker : pending.step.closed) policy_.OnTick(worker, pending.step.tick);
-    ForgetSuperseding(pending.step.tick, pending.step.closed);
+    ForgetClosed(pending.step.tick, pending.step.closed);
     return;
   }
   pb::ReplicaOp op;
@@ -123,7 +123,7 @@ void HostedPartition::PublishStep(const PendingStep& pending, const StepInfo& in
     AddPush(push.worker, push.sequence, push.acked_below, 0, &op);
     op.mutable_push(op.push_size() - 1)->set_superseded(true);
   }
-  ForgetSuperseding(pending.step.tick, pending.step.closed);
+  ForgetClosed(pending.step.tick, pending.step.closed);
   op.set_tick(pending.step.tick);
   op.mutable_closed()->Assign(pending.step.closed.begin(), pending.step.closed.end());
   op.set_inverse_weight(info.inverse_weight);
@@ -176,7 +176,15 @@ void HostedPartition::TakeSuperseded(const pb::FrameHeader& header, const pb::Pa
   }
 }
 
-void HostedPartition::ForgetSuperseding(uint64_t tick, absl::Span<const uint32_t> workers) {
+// So near only, as pushes are taken: a peer cannot fill memory with it.
+void HostedPartition::NoteDropped(uint32_t worker, uint64_t tick) {
+  const uint64_t open = applied_clock();
+  if (tick >= open && tick - open < Aggregator::kMaxAhead) dropped_ahead_.emplace(tick, worker);
+}
+
+void HostedPartition::ForgetClosed(uint64_t tick, absl::Span<const uint32_t> workers) {
+  // Only under BSP is anything late, where steps are closed in their order, for all.
+  dropped_ahead_.erase(dropped_ahead_.begin(), dropped_ahead_.lower_bound({tick + 1, 0}));
   if (superseding_.empty()) return;
   std::erase_if(superseding_, [&](const Superseding& push) {
     return push.tick == tick &&
@@ -284,6 +292,7 @@ absl::Status HostedPartition::ApplyOp(const pb::ReplicaOp& op, Buffer keys, Buff
       break;
     case pb::ReplicaOp::DROP:
       LearnPush(op, op.push(0));
+      if (!op.push(0).superseded()) NoteDropped(op.push(0).worker(), op.tick());
       break;
     case pb::ReplicaOp::LEAVE:
       aggregator_->OnLeave(op.worker(), op.tick());
@@ -312,7 +321,7 @@ absl::Status HostedPartition::ApplyStepOp(const pb::ReplicaOp& op, const Buffer&
     std::vector<Contribution> dropped;
     absl::Status status = aggregator_->Close(op.tick(), op.closed(), &dropped);
     if (!status.ok()) return status;
-    ForgetSuperseding(op.tick(), op.closed());
+    ForgetClosed(op.tick(), op.closed());
     for (const Contribution& c : dropped) {
       Count(&PushCounters::accepted, -1);
       if (c.incarnation == guard_.incarnation(c.worker)) --acknowledged_[c.worker];

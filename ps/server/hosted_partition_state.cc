@@ -90,6 +90,11 @@ PartitionSnapshot HostedPartition::Save() {
     superseding->set_sequence(push.sequence);
     superseding->set_acked_below(push.acked_below);
   }
+  for (const auto& [tick, worker] : dropped_ahead_) {
+    pb::HostedState::Dropped* dropped = state.add_dropped_ahead();
+    dropped->set_tick(tick);
+    dropped->set_worker(worker);
+  }
   for (const auto& [group, total] : known_norms_) {
     pb::HostedState::KnownNorm* norm = state.add_norm();
     norm->set_tick(group.tick);
@@ -150,12 +155,16 @@ absl::Status HostedPartition::Load(PartitionSnapshot snapshot) {
   if (status.ok()) status = overwritten_.Load(state, own, *values_);
   if (status.ok() && published_) status = published_->Load(state, own);
   if (!status.ok()) return status;
+  pending_.clear();
+  effects_.clear();
+  dropped_ahead_.clear();
+  for (const pb::HostedState::Dropped& dropped : state.dropped_ahead()) {
+    if (dropped.worker() < workers()) NoteDropped(dropped.worker(), dropped.tick());
+  }
   known_norms_.clear();
   for (const pb::HostedState::KnownNorm& norm : state.norm()) {
     RememberNorm({norm.tick(), norm.worker()}, norm.total());
   }
-  pending_.clear();
-  effects_.clear();
   encoded_version_.reset();
   last_index_ = durable_index_ = snapshot.index;
   if (setup_.probe != nullptr) setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);

@@ -126,6 +126,9 @@ absl::Status CheckAssignment(const pb::SchedulerState& state, const pb::Cluster&
 
 absl::Status CheckSavedState(const pb::SchedulerState& state, const pb::Cluster& cluster) {
   absl::Status status = CheckMembers(state, cluster);
+  if (status.ok() && state.servers_wanted() == 0) {
+    status = Bad("it wants 0 servers; allowed: 1 at least");
+  }
   if (status.ok() && state.has_assignment()) status = CheckAssignment(state, cluster);
   uint64_t before = 0;
   for (int i = 0; i < state.checkpoint_size() && status.ok(); ++i) {

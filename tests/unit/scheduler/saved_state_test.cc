@@ -22,6 +22,7 @@ pb::Cluster Config() {
 // Two servers with four partitions and a copy of each, and one worker.
 pb::SchedulerState Good() {
   pb::SchedulerState state;
+  state.set_servers_wanted(2);
   pb::TableSpec* table = state.mutable_tables()->add_table();
   table->set_id(7);
   table->set_name("model");
@@ -61,7 +62,9 @@ pb::SchedulerState Good() {
 
 TEST(SavedStateTest, WhatWasSavedIsGood) {
   EXPECT_TRUE(CheckSavedState(Good(), Config()).ok()) << CheckSavedState(Good(), Config());
-  EXPECT_TRUE(CheckSavedState(pb::SchedulerState(), Config()).ok());
+  pb::SchedulerState nobody_here;
+  nobody_here.set_servers_wanted(2);
+  EXPECT_TRUE(CheckSavedState(nobody_here, Config()).ok());
 }
 
 TEST(SavedStateTest, WhatTheSchedulerCouldNotGoOnFromIsNamed) {
@@ -88,6 +91,7 @@ TEST(SavedStateTest, WhatTheSchedulerCouldNotGoOnFromIsNamed) {
       {"2 tables", [](auto* s) { s->mutable_assignment()->add_table(); }},
       {"assigned as another",
        [](auto* s) { s->mutable_tables()->mutable_table(0)->mutable_tensor(0)->set_shape(0, 99); }},
+      {"wants 0 servers", [](auto* s) { s->clear_servers_wanted(); }},
       {"neither server nor worker", [](auto* s) { s->mutable_member(0)->clear_role(); }},
       {"is there twice", [](auto* s) { s->mutable_member(0)->set_node(200); }},
       {"rank 1, which is another's", [](auto* s) { s->mutable_member(0)->set_rank(1); }},

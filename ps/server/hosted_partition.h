@@ -283,7 +283,7 @@ class HostedPartition {
   absl::Status LoadWorkers(const pb::HostedState& state, Aggregator::State* gradients);
   absl::Status LoadHeld(const pb::HostedState& state, const TableState& arrays,
                         Aggregator::State* gradients) const;
-  absl::Status LoadSuperseding(const pb::HostedState& state);
+  absl::Status LoadPushes(const pb::HostedState& state);
   absl::Status LoadCounts(const pb::HostedState& state);
 
   const Setup setup_;

@@ -150,17 +150,13 @@ absl::Status HostedPartition::Load(PartitionSnapshot snapshot) {
   if (status.ok()) status = LoadWorkers(state, &gradients);
   if (status.ok()) status = LoadHeld(state, own, &gradients);
   if (status.ok()) status = aggregator_->Load(std::move(gradients));
-  if (status.ok()) status = LoadSuperseding(state);
+  if (status.ok()) status = LoadPushes(state);
   if (status.ok()) status = LoadCounts(state);
   if (status.ok()) status = overwritten_.Load(state, own, *values_);
   if (status.ok() && published_) status = published_->Load(state, own);
   if (!status.ok()) return status;
   pending_.clear();
   effects_.clear();
-  dropped_ahead_.clear();
-  for (const pb::HostedState::Dropped& dropped : state.dropped_ahead()) {
-    if (dropped.worker() < workers()) NoteDropped(dropped.worker(), dropped.tick());
-  }
   known_norms_.clear();
   for (const pb::HostedState::KnownNorm& norm : state.norm()) {
     RememberNorm({norm.tick(), norm.worker()}, norm.total());
@@ -233,7 +229,7 @@ absl::Status HostedPartition::LoadHeld(const pb::HostedState& state, const Table
   return absl::OkStatus();
 }
 
-absl::Status HostedPartition::LoadSuperseding(const pb::HostedState& state) {
+absl::Status HostedPartition::LoadPushes(const pb::HostedState& state) {
   superseding_.clear();
   for (const pb::HostedState::Superseded& push : state.superseding()) {
     ReplayGuard::Verdict verdict;
@@ -244,6 +240,14 @@ absl::Status HostedPartition::LoadSuperseding(const pb::HostedState& state) {
                                              push.sequence(), push.acked_below(), &verdict);
     if (!status.ok()) return status;
     superseding_.push_back({push.worker(), push.tick(), push.sequence(), push.acked_below()});
+  }
+  dropped_ahead_.clear();
+  for (const pb::HostedState::Dropped& push : state.dropped_ahead()) {
+    if (push.worker() >= workers()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "saved state: dropped push of worker %d; allowed: below %d", push.worker(), workers()));
+    }
+    NoteDropped(push.worker(), push.tick());
   }
   return absl::OkStatus();
 }

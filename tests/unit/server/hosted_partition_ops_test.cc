@@ -203,6 +203,42 @@ TEST_F(HostedPartitionOpsTest, APromotedBackupTakesWhatItsPrimaryOnlyHeld) {
   EXPECT_EQ(backup_->counts().superseded, 0u);
 }
 
+// A step that waits for its norm is no operation yet, but what is late for it is: a copy may have
+// the one without the other. The successor of a worker whose gradient was dropped brings it again.
+TEST_F(HostedPartitionOpsTest, WhatWasDroppedIsNotTakenWhenItsStepWasLostWithThePrimary) {
+  ReplicatedSetup setup = Workers(pb::Consistency::BSP, 1);
+  setup.clip_norm = 1;
+  Make(setup);
+  Push(0, 0, 1);
+  const Ticket late = Push(1, 0, 1);
+  ASSERT_THAT(ops_, SizeIs(1));  // the DROP alone
+  auto copy = MakeNode();
+  ASSERT_TRUE(copy->Load(primary_->Save()).ok());  // which holds the gradient of worker 0
+  DeliverAll();
+  primary_->OnDurable(1);
+  EXPECT_FALSE(primary_->MayAcknowledge(late));
+  for (HostedPartition* next : {backup_.get(), copy.get()}) {
+    SCOPED_TRACE(next == copy.get() ? "by its state" : "by its operations");
+    next->SetReplicated(true);
+    next->OnWorker(1, 2);
+    next->Resume();
+    EXPECT_EQ(next->Missing(1), 0u);
+    const auto again = Push(next, 1, 0, 1, 2);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(next->counts().superseded, 1u);
+    ASSERT_TRUE(Push(next, 0, 0, 1).ok());
+    next->OnNorm({0, 0}, 1);
+    EXPECT_EQ(next->counts().applied, 1u);
+    EXPECT_EQ(next->counts().dropped, 1u);
+    EXPECT_EQ(next->counts().accepted, 2u);
+    next->OnDurable(next->last_index());
+    EXPECT_TRUE(next->MayAcknowledge(*again));
+    // The next step is another matter.
+    ASSERT_TRUE(Push(next, 1, 1, 2, 2).ok());
+    EXPECT_EQ(next->counts().accepted, 3u);
+  }
+}
+
 TEST_F(HostedPartitionOpsTest, AReplacedWorkerReadsWhatTheLastStepOverwrote) {
   for (const bool sparse : {false, true}) {
     ReplicatedSetup setup = Workers(pb::Consistency::BSP);
@@ -314,6 +350,8 @@ TEST_F(HostedPartitionOpsTest, StateThatCannotBeIsRefused) {
     *own->add_held() = own->held(0);
     own->mutable_held(1)->set_weight(0);
   });
+  refused("dropped push of worker 2",
+          [](Bad, Own own) { own->add_dropped_ahead()->set_worker(2); });
   refused("samples", [](Bad, Own own) { own->set_samples(-1); });
   refused("server.published.change", [](Bad bad, Own) {
     for (int i = 0; i < bad->values.header.array_size(); ++i) {

@@ -307,11 +307,16 @@ class History {
         EXPECT_TRUE(IsApplied(weights, w, update, false)) << "update " << update << " of " << w;
       }
     }
+    uint64_t all = 0, updates = 0;
+    for (uint32_t w = 0; w < setup_.workers; ++w) {
+      all += table_.Ticks(w);
+      updates += clients_[w].updates;
+    }
     if (setup_.consistency.backup_workers() == 0) {
-      uint64_t all = 0;
-      for (uint32_t w = 0; w < setup_.workers; ++w) all += table_.Ticks(w);
       EXPECT_EQ(applied + none, all);
     }
+    // Nothing is both applied and dropped.
+    EXPECT_LE(counts.accepted, all + updates);
     if (replaced == 0) {
       EXPECT_EQ(acknowledged, counts.accepted + counts.superseded);
     }
@@ -386,6 +391,7 @@ std::vector<Case> Cases() {
   add("BspClipped", Mode(pb::Consistency::BSP)).clip_norm = 0.5;
   add("BspPublished", Mode(pb::Consistency::BSP)).pull = "int8";
   add("BackupWorkers", Mode(pb::Consistency::BSP, 1));
+  add("BackupWorkersClipped", Mode(pb::Consistency::BSP, 1)).clip_norm = 0.5;
   add("Ssp", Mode(pb::Consistency::SSP, 2));
   add("SspRows", Mode(pb::Consistency::SSP, 2)).sparse = true;
   add("Asp", Mode(pb::Consistency::ASP));

@@ -393,8 +393,22 @@ void HistoryChecker::FinishPartition(Partition partition, bool closed_without, u
   }
 }
 
+// A primary that had nothing to do said no word. The weights are its nevertheless, not those of the
+// one before, which may have gone on without knowing.
+void HistoryChecker::HearSilentPrimaries() {
+  std::set<std::tuple<uint64_t, NodeId, Partition>> primaries;  // by stint, as branches come to be
+  for (const auto& [node, server] : servers_) {
+    if (server.generation != generation_) continue;
+    for (const auto& [partition, role] : server.roles) {
+      if (role.primary) primaries.insert({role.stint, node, partition});
+    }
+  }
+  for (const auto& [stint, node, partition] : primaries) Of(node, partition);
+}
+
 void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dropped,
                             bool closed_without) {
+  HearSilentPrimaries();
   const uint64_t staleness = AllowedStaleness(consistency_);
   for (const Read& read : reads_) {
     const uint64_t needed = read.tick == kFinalRead  ? kFinalRead

@@ -126,6 +126,7 @@ class HistoryChecker {
   void OnAcknowledged(NodeId server, const Push& push);
   // How many samples the server says that a gradient is of.
   double WeightOf(NodeId node, const Line& line, Mark mark) const;
+  void HearSilentPrimaries();
   std::set<Partition> FinalPartitions() const;
   void FinishPartition(Partition partition, bool closed_without, uint64_t* applied, uint64_t* late);
 

@@ -393,17 +393,21 @@ void HistoryChecker::FinishPartition(Partition partition, bool closed_without, u
   }
 }
 
-// A primary that had nothing to do said no word. The weights are its nevertheless, not those of the
-// one before, which may have gone on without knowing.
+// The last primary, if it had nothing to do, said no word. The weights are its nevertheless, not
+// those of the one before, which may have gone on without knowing.
 void HistoryChecker::HearSilentPrimaries() {
-  std::set<std::tuple<uint64_t, NodeId, Partition>> primaries;  // by stint, as branches come to be
+  std::map<Partition, std::pair<uint64_t, NodeId>> last;  // stint, node
   for (const auto& [node, server] : servers_) {
     if (server.generation != generation_) continue;
     for (const auto& [partition, role] : server.roles) {
-      if (role.primary) primaries.insert({role.stint, node, partition});
+      if (role.primary) last[partition] = std::max(last[partition], std::pair{role.stint, node});
     }
   }
-  for (const auto& [stint, node, partition] : primaries) Of(node, partition);
+  for (const auto& [partition, primary] : last) {
+    auto lineage = lineages_.find({generation_, partition});
+    if (lineage == lineages_.end() || lineage->second.current() == nullptr) continue;
+    if (lineage->second.current()->stint() < primary.first) Of(primary.second, partition);
+  }
 }
 
 void HistoryChecker::Finish(uint64_t acknowledged, uint64_t applied, uint64_t dropped,

@@ -117,9 +117,13 @@ class Failures {
       if (draw_.Chance(0.7)) run_->failures.push_back(fault);
     }
   }
-  // There are others.
+  // There are others; but a resize lets servers go, and may leave one alone (seed 28488).
   void Leave() {
-    const bool servers = cluster().servers() + run_->spare_servers > 1;
+    uint64_t stay = cluster().servers() + run_->spare_servers;
+    for (const SimFault& fault : run_->failures) {
+      if (fault.kind == SimFault::kResize) stay = std::min(stay, fault.count);
+    }
+    const bool servers = stay > 1;
     const bool workers = cluster().workers() + run_->spare_workers > 1;
     if (!servers && !workers) return;
     AddInTraining({.kind = SimFault::kCrash,

@@ -253,7 +253,7 @@ class MovingCluster {
 
   void Add(const At& at, const Push& push) {
     std::vector<float> values(push.values.size() / sizeof(float));
-    std::memcpy(values.data(), push.values.data(), push.values.size());
+    if (!values.empty()) std::memcpy(values.data(), push.values.data(), push.values.size());
     if (at.first == kDense) {
       const uint64_t begin = layout.partition(at.second).begin;
       for (size_t i = 0; i < values.size(); ++i) weights[begin + i] += values[i];

@@ -86,13 +86,14 @@ absl::Status Supervisor::Launch(Child* child) {
 }
 
 void Supervisor::WaitUntil(absl::Duration deadline, int extra_fd) {
-  const absl::Duration left = deadline - Monotonic();
+  const absl::Duration left = std::min(deadline, UserSignalDue()) - Monotonic();
   const int64_t ms = std::clamp<int64_t>(absl::ToInt64Milliseconds(left) + 1, 0, 3600 * 1000);
   // A negative descriptor is passed over by poll.
   pollfd fds[2] = {{signal_fd_, POLLIN, 0}, {extra_fd, POLLIN, 0}};
   poll(fds, 2, left <= absl::ZeroDuration() ? 0 : static_cast<int>(ms));
   TakeSignals();
   Reap();
+  PassUserSignal();
 }
 
 void Supervisor::WaitForAll(absl::Duration deadline, int signals) {
@@ -103,13 +104,23 @@ void Supervisor::TakeSignals() {
   signalfd_siginfo info;
   while (read(signal_fd_, &info, sizeof(info)) == sizeof(info)) {
     if (info.ssi_signo == SIGUSR1) {
-      const bool ready = running_ && !children_.front().ended &&
-                         Monotonic() - children_.front().started > kKnowsSignals;
-      if (ready) kill(children_.front().pid, SIGUSR1);
+      user_signal_ = true;
     } else if (info.ssi_signo != SIGCHLD) {
       ++signals_;
     }
   }
+}
+
+// When the leader may be given it.
+absl::Duration Supervisor::UserSignalDue() const {
+  if (!user_signal_ || !running_ || children_.front().ended) return absl::InfiniteDuration();
+  return children_.front().started + kKnowsSignals;
+}
+
+void Supervisor::PassUserSignal() {
+  if (Monotonic() < UserSignalDue()) return;
+  user_signal_ = false;
+  kill(children_.front().pid, SIGUSR1);
 }
 
 void Supervisor::Reap() {

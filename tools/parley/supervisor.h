@@ -119,6 +119,8 @@ class Supervisor {
   void WaitUntil(absl::Duration deadline, int extra_fd = -1);
   void WaitForAll(absl::Duration deadline, int signals);
   void TakeSignals();
+  absl::Duration UserSignalDue() const;
+  void PassUserSignal();
   void Reap();
   bool NotMissed(const Child& child) const;
   bool MayRestart(const Child& child) const;
@@ -142,6 +144,7 @@ class Supervisor {
   std::vector<size_t> failed_;  // children that failed, in order
   int signals_ = 0;             // interrupts received
   bool running_ = false;        // children that die are started again
+  bool user_signal_ = false;    // SIGUSR1 that the leader has yet to be given
 };
 
 // The failure that the others follow from: a kill first; then whom the leader's own account of the

@@ -189,5 +189,12 @@ TEST_F(SupervisorRestartTest, AWishForACheckpointGoesToTheLeader) {
   EXPECT_TRUE(supervisor_->Run().ok);
 }
 
+// It may come before the leader could know what it means.
+TEST_F(SupervisorRestartTest, AnEarlyWishForACheckpointIsNotForgotten) {
+  Start("scheduler", absl::StrCat("trap 'exit 0' USR1; kill -USR1 ", getpid(),
+                                  "; for i in $(seq 200); do sleep 0.02; done; exit 3"));
+  EXPECT_TRUE(supervisor_->Run().ok);
+}
+
 }  // namespace
 }  // namespace parley

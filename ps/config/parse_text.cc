@@ -42,27 +42,28 @@ bool IsAboutValue(const std::string& message, const std::string& value) {
   return absl::StartsWith(value, "-") || absl::StrContains(message, absl::StrCat("got: ", value));
 }
 
-// `message` is the parser's, in its own words. It may quote the text read, which can hold any of
-// the words looked for here: what is said about a field is said only if it fits that field.
+// `message` is the parser's, in its own words. After "Expected" it quotes what it read, which can
+// hold any of the words looked for here. The field is the best guess: what is said must fit it.
 std::string Describe(const std::string& message, const TextCursor& at) {
-  if (absl::StrContains(message, "has no field named")) return DescribeUnknownField(at);
+  const std::string words = absl::StartsWith(message, "Expected") ? "" : message;
+  if (absl::StrContains(words, "has no field named")) return DescribeUnknownField(at);
   if (at.field != nullptr) {
-    if (absl::StrContains(message, "is specified multiple times")) {
+    if (absl::StrContains(words, "is specified multiple times")) {
       return absl::StrCat("given twice", Allowed("once"));
     }
     if (at.field->real_containing_oneof() != nullptr &&
-        absl::StrContains(message, "another member of oneof")) {
+        absl::StrContains(words, "another member of oneof")) {
       return DescribeOneof(*at.field);
     }
     if (at.field->cpp_type() == FieldDescriptor::CPPTYPE_ENUM &&
-        absl::StrContains(message, "enumeration value")) {
+        absl::StrContains(words, "enumeration value")) {
       return absl::StrCat("'", at.value, "' is not one of its values",
                           DidYouMean(at.value, EnumNames(*at.field->enum_type())),
                           Allowed(AllowedValues(*at.field)));
     }
     if (!at.value.empty() && at.field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE &&
-        (IsAboutValue(message, at.value) || absl::StrContains(message, "out of range") ||
-         absl::StrContains(message, "Invalid value") || absl::StartsWith(message, "Unable"))) {
+        (IsAboutValue(message, at.value) || absl::StrContains(words, "out of range") ||
+         absl::StrContains(words, "Invalid value") || absl::StartsWith(words, "Unable"))) {
       return absl::StrCat("value ", at.value, " does not fit", Allowed(AllowedValues(*at.field)));
     }
   }

@@ -165,9 +165,15 @@ TEST(ParseErrors, TwiceAndOneofs) {
 TEST(ParseErrors, TheParsersOwnWordsInTheText) {
   for (const char* words : {"enumeration value", "another member of oneof", "has no field named",
                             "is specified multiple times", "out of range", "Expected"}) {
-    EXPECT_FALSE(ErrorsWith(absl::StrCat("seed: 7 \"", words, "\"")).empty()) << words;
-    EXPECT_FALSE(ErrorsWith(absl::StrCat("cluster \"", words, "\"")).empty()) << words;
-    EXPECT_FALSE(Errors(absl::StrCat("\"", words, "\"")).empty()) << words;
+    for (const char* field : {"seed: 7", "cluster", "compression"}) {
+      const std::string name = std::string(field).substr(0, std::string(field).find(':'));
+      EXPECT_THAT(
+          ErrorsWith(absl::StrCat(field, " \"", words, "\"")),
+          ElementsAre(testing::StartsWith(absl::StrCat("f:6:1: field '", name, "': expected "))))
+          << words;
+    }
+    EXPECT_THAT(Errors(absl::StrCat("\"", words, "\"")),
+                ElementsAre(HasSubstr(absl::StrCat(", got: \"", words, "\"; allowed: name:"))));
   }
   EXPECT_THAT(ErrorsWith("seed: 7 \"enumeration value\""),
               ElementsAre("f:6:1: field 'seed': expected identifier, got: \"enumeration value\"; "

@@ -1,4 +1,5 @@
 // parley-scheduler: admits nodes, watches them, and leaves the record of the run.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -266,6 +267,9 @@ absl::Status AddScheduler(NodeProcess* process, LogReport* log, Scheduler* sched
         options.checkpoint_root =
             Absolute(directory.empty() ? flags.run_dir + "/checkpoints" : directory);
         if (!flags.restore.empty()) options.restore = Absolute(flags.restore);
+        options.progress_period =
+            std::clamp(absl::Milliseconds(flags.progress_ms), absl::Milliseconds(10),
+                       SchedulerNode::Options().progress_period);
         auto node = std::make_shared<SchedulerNode>(
             seat.env, seat.transport, std::move(options), scheduler->reports.all.get(),
             [scheduler, done = seat.done](absl::Status status) {

@@ -292,7 +292,7 @@ void SchedulerNode::Impl::OnServersReady(const pb::Assignment& assignment) {
                           cluster().servers(), cluster().workers(), tables_.train_samples()));
   }
   if (progress_timer_ == kNoTimer) {
-    progress_timer_ = env_->After(absl::Milliseconds(200), [this] { OnProgress(); });
+    progress_timer_ = env_->After(options_.progress_period, [this] { OnProgress(); });
   }
 }
 

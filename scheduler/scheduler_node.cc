@@ -12,8 +12,6 @@
 namespace parley {
 namespace {
 
-constexpr absl::Duration kProgressPeriod = absl::Milliseconds(200);
-
 // Whether a table has anything that can be saved as changes.
 bool HasSparse(const pb::Model& model) {
   return std::any_of(model.layer().begin(), model.layer().end(),
@@ -477,7 +475,7 @@ RunProgress SchedulerNode::Impl::MakeProgress() {
 void SchedulerNode::Impl::OnProgress() {
   if (phase_ == Phase::kStopping) return;
   if (phase_ == Phase::kTraining) observer_->OnProgress(MakeProgress());
-  progress_timer_ = env_->After(kProgressPeriod, [this] { OnProgress(); });
+  progress_timer_ = env_->After(options_.progress_period, [this] { OnProgress(); });
 }
 
 SchedulerNode::SchedulerNode(Env* env, Transport* transport, Options options, RunObserver* observer,

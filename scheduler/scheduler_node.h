@@ -14,6 +14,7 @@
 
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "proto/experiment.pb.h"
 #include "ps/base/env.h"
 #include "ps/base/file_system.h"
@@ -38,6 +39,7 @@ class SchedulerNode {
     // begins; empty: from the first weights. Of no account to a scheduler that goes on from a
     // state.
     std::string restore;
+    absl::Duration progress_period = absl::Milliseconds(200);  // between two OnProgress
   };
 
   // All must outlive this. `done` is called once, on the loop, after the observer's OnFinish: OK

@@ -8,10 +8,12 @@
 
 Trains a ConvNet on a slice of Fashion-MNIST (without the data: a small perceptron) with one copy of each partition, a spare
 server, a spare worker and checkpoints, while a seeded schedule kills processes of all roles, and stops some of them for a while
-(tests/e2e/chaos.py). The time is from the signal to the report of the first step behind the longest standstill that followed;
-reports come with heartbeats of 50 ms, by the scheduler's progress of 200 ms: times are up to a quarter of a second too long, and
-a standstill shorter than that is told as one report's distance. Exit code 0: the
-weights are those of a calm run, and as many pushes were applied as were acknowledged. Standard library only.
+(tests/e2e/chaos.py). The time is from the signal to the report of the first step behind the longest standstill that followed,
+after a roll-back to that of the first step done again; "regained" is the first step that had not been done before.
+Reports come with heartbeats of 50 ms, by the scheduler's progress of 20 ms: times are up to a tenth of a second too long, and a
+standstill of less than a quarter of a second is told as the longest distance of two reports. While the scheduler is away nobody
+reports: its times are those until reports go on, steps are done meanwhile. Exit code 0: the weights are those of a calm run, and
+as many pushes were applied as were acknowledged. Standard library only.
 
 With --cuts nobody is killed: servers and workers run in network namespaces, on links of 100 Mbit/s, and are cut off, every second
 one of a role one way only, for longer than they are waited for (tests/e2e/test_cuts.py); the time to the next step is then mostly

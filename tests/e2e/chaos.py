@@ -14,10 +14,11 @@ import statistics
 import threading
 import time
 
-# Steps are reported by heartbeats and, by the scheduler, every 200 ms: what was done before a kill may be told of later, and a
-# shorter standstill cannot be seen. So a hit is watched for a while, and the longest standstill in it is what it cost.
+# Steps are reported by heartbeats and, by the scheduler, as --progress-ms says: what was done before a kill may be told of
+# later, and a standstill shorter than the distance of reports cannot be seen. So a hit is watched for a while, and the longest
+# standstill in it is what it cost.
 WATCH_S = 1.0
-VISIBLE_S = 0.45
+VISIBLE_S = 0.25
 STEADY = 3  # reports of new steps that show that it is over
 
 
@@ -152,14 +153,24 @@ class Chaos:
         self.after(pid, event)
 
     def _watch(self, hit, at, before):
-        """Until training goes on: how long it stood still, and whether it went back."""
-        changes, step = [at], before
+        """Until training goes on: how long it stood still; after a roll-back, how long until there was a new step, and until
+        the step was regained at which it happened."""
+        changes, step, back = [at], before, None
         while self.run.poll() is None:
             now = self.progress.read()
             if now != step:
                 changes.append(time.monotonic())
-                hit["rolled_back"] = hit.get("rolled_back", False) or now < step
+                if now < step:
+                    back, hit["rolled_back"], hit["back_to"] = len(changes) - 1, True, now
                 step = now
+            if back is not None:
+                if step > before:
+                    hit["seconds"] = round(changes[back + 1] - at, 3)
+                    hit["regained_s"] = round(changes[-1] - at, 3)
+                    return
+                if time.monotonic() - changes[-1] <= self.patience_s:
+                    time.sleep(0.005)
+                    continue
             gaps = [b - a for a, b in zip(changes, changes[1:])]
             longest = gaps.index(max(gaps)) if gaps else 0
             if time.monotonic() - at > WATCH_S and len(gaps) - longest > STEADY:
@@ -198,4 +209,8 @@ def summarise(hits):
         times = [h["seconds"] for h in hits if name(h) == what and "seconds" in h]
         if times:
             found[what] = {"times": len(times), "median_s": round(statistics.median(times), 3), "worst_s": max(times)}
+        regained = [h["regained_s"] for h in hits if name(h) == what and "regained_s" in h]
+        if regained:
+            found[what].update(rolled_back=len(regained), regained_median_s=round(statistics.median(regained), 3),
+                               regained_worst_s=max(regained))
     return found

@@ -72,8 +72,8 @@ class Chaos(harness.E2eTest):
         self.assertEqual(summary["weights_sha256"], calm["weights_sha256"], hits)
         self.assertEqual(summary["pushes_acknowledged"], summary["pushes_applied"])
         self.assertEqual(summary["pushes_dropped"], 0)
-        result = {"seed": SEED, "replicas": REPLICAS, "events": len(hits), "steps": steps, "calm_seconds": calm["train_seconds"],
-                  "chaos_seconds": summary["train_seconds"], "to_next_step": chaos.summarise(hits),
+        result = {"seed": SEED, "replicas": REPLICAS, "events": len(hits), "steps": steps, "calm_seconds": calm["wall_seconds"],
+                  "chaos_seconds": summary["wall_seconds"], "to_next_step": chaos.summarise(hits),
                   "failovers": summary["failovers"], "restarts": summary["restarts"],
                   "workers_replaced": summary["workers_replaced"], "checkpoints": summary["checkpoints"],
                   "same_weights": True, "hits": hits}

@@ -20,6 +20,7 @@ import time
 WATCH_S = 1.0
 VISIBLE_S = 0.25
 STEADY = 3  # reports of new steps that show that it is over
+ROLL_BACK = "; all begin again from "
 
 
 @dataclasses.dataclass
@@ -155,17 +156,21 @@ class Chaos:
     def _watch(self, hit, at, before):
         """Until training goes on: how long it stood still; after a roll-back, how long until there was a new step, and until
         the step was regained at which it happened."""
-        changes, step, back = [at], before, None
+        told = len(self.progress.events)
+        changes, furthest, back = [at], before, None
         while self.run.poll() is None:
             now = self.progress.read()
-            if now != step:
-                changes.append(time.monotonic())
-                if now < step:
-                    back, hit["rolled_back"], hit["back_to"] = len(changes) - 1, True, now
-                step = now
+            if back is None and any(ROLL_BACK in event for event in self.progress.events[told:]):
+                hit["rolled_back"], back, furthest = True, len(changes), 0
+            # A worker that is replaced may take the job's step back by one: that is none done.
+            if now > furthest:
+                # The first that is told of after a roll-back is the checkpoint's.
+                if back is None or furthest > 0:
+                    changes.append(time.monotonic())
+                furthest = now
             if back is not None:
-                if step > before:
-                    hit["seconds"] = round(changes[back + 1] - at, 3)
+                if len(changes) > back and furthest > before:
+                    hit["seconds"] = round(changes[back] - at, 3)
                     hit["regained_s"] = round(changes[-1] - at, 3)
                     return
                 if time.monotonic() - changes[-1] <= self.patience_s:

@@ -280,36 +280,22 @@ void CheckpointCoordinator::Commit() {
   manifest.set_chain(attempt_.chain);
   base_ = manifest;
   base_step_ = attempt_.step;
-  struct Outcome {
-    absl::Status committed;
-    std::string trouble;  // of pruning
+  commit_ = [this, base, manifest = std::move(manifest)]() mutable {
+    auto committed = std::make_shared<absl::Status>();
+    env_->Offload(
+        [files = options_.files, root = options_.root, base, manifest = std::move(manifest),
+         committed] { *committed = CommitCheckpoint(files, root, base, manifest); },
+        [this, alive = alive_, committed] {
+          if (!*alive) return;
+          OnCommitted(attempt_, *committed);
+          if (*alive && after_commit_) std::exchange(after_commit_, nullptr)();
+        });
   };
-  auto outcome = std::make_shared<Outcome>();
-  env_->Offload(
-      [files = options_.files, root = options_.root, keep = options_.config.keep(), base,
-       manifest = std::move(manifest), outcome] {
-        const uint64_t step = manifest.step();
-        outcome->committed = CommitCheckpoint(files, root, base, manifest);
-        if (!outcome->committed.ok()) return;
-        // Newer ones are another run's, or of a future that was rolled back: they are not counted.
-        absl::StatusOr<std::vector<uint64_t>> steps = ListCheckpoints(files, root);
-        absl::Status pruned = steps.status();
-        if (steps.ok()) {
-          const auto newer = std::count_if(steps->begin(), steps->end(),
-                                           [step](uint64_t other) { return other > step; });
-          pruned = PruneCheckpoints(files, root, std::max(1u, keep) + newer);
-        }
-        if (!pruned.ok()) outcome->trouble = std::string(pruned.message());
-      },
-      [this, alive = alive_, outcome] {
-        if (!*alive) return;
-        OnCommitted(attempt_, outcome->committed, outcome->trouble);
-        if (*alive && after_commit_) std::exchange(after_commit_, nullptr)();
-      });
+  // What is newest, and so stays, is not to change while others are removed.
+  if (!pruning_) std::exchange(commit_, nullptr)();
 }
 
-void CheckpointCoordinator::OnCommitted(const Attempt& done, const absl::Status& status,
-                                        const std::string& trouble) {
+void CheckpointCoordinator::OnCommitted(const Attempt& done, const absl::Status& status) {
   const Attempt attempt = done;
   if (!status.ok()) {
     base_.reset();
@@ -324,11 +310,26 @@ void CheckpointCoordinator::OnCommitted(const Attempt& done, const absl::Status&
                                   attempt.step, attempt.files.size(), attempt.bytes / 0x1p20,
                                   attempt.chain > 0 ? " of changes" : "",
                                   absl::ToDoubleSeconds(env_->Now() - attempt.began)));
-  if (!trouble.empty()) {
-    handlers_.event(absl::StrCat("older checkpoints could not be removed: ", trouble));
-  }
   handlers_.committed(attempt.step);
   Finish(attempt, attempt.step);
+}
+
+void CheckpointCoordinator::Prune() {
+  // Otherwise it is done after the commit that is under way.
+  if (pruning_ || stage_ == Stage::kCommitting) return;
+  pruning_ = true;
+  auto pruned = std::make_shared<absl::Status>();
+  env_->Offload([files = options_.files, root = options_.root, keep = options_.config.keep(),
+                 pruned] { *pruned = PruneCheckpoints(files, root, std::max(1u, keep)); },
+                [this, alive = alive_, pruned] {
+                  if (!*alive) return;
+                  pruning_ = false;
+                  if (!pruned->ok()) {
+                    handlers_.event(absl::StrCat("older checkpoints could not be removed: ",
+                                                 std::string(pruned->message())));
+                  }
+                  if (commit_) std::exchange(commit_, nullptr)();
+                });
 }
 
 void CheckpointCoordinator::Fail(const absl::Status& status) {

@@ -60,6 +60,8 @@ class CheckpointCoordinator {
   void Resume(bool generation_begins);
   // What an earlier scheduler has written of this generation, the newest: it is not written again.
   void NoteWritten(uint64_t step);
+  // Removes all but the newest that are to be kept; to be called when it is safe to.
+  void Prune();
   // `then` runs when no checkpoint is being committed: soon after Pause, or at once.
   void AfterCommit(absl::AnyInvocable<void()> then);
   // Partitions move: an attempt under way is given up, and made again after Resume.
@@ -98,7 +100,7 @@ class CheckpointCoordinator {
   void OnFile(NodeId node, const absl::StatusOr<Frame>& answer);
   absl::Status CheckFiles() const;
   void Commit();
-  void OnCommitted(const Attempt& attempt, const absl::Status& status, const std::string& trouble);
+  void OnCommitted(const Attempt& attempt, const absl::Status& status);
   void Abandon();
   void Fail(const absl::Status& status);
   void Finish(const Attempt& attempt, const absl::StatusOr<uint64_t>& result);
@@ -117,8 +119,10 @@ class CheckpointCoordinator {
   uint64_t passed_ = 0;     // no periodic step up to this is tried (again)
   uint64_t base_step_ = 0;  // newest checkpoint of this generation
   std::optional<pb::CheckpointManifest> base_;
-  std::optional<uint64_t> written_;  // NoteWritten
+  std::optional<uint64_t> written_;    // NoteWritten
+  absl::AnyInvocable<void()> commit_;  // waits for `pruning_` to end
   absl::AnyInvocable<void()> after_commit_;
+  bool pruning_ = false;
   uint32_t margin_ = 0;  // steps past the furthest worker for a request; 0: the usual
   bool due_ = false;     // by minutes
   std::vector<Written> requests_;

@@ -8,8 +8,6 @@ namespace {
 
 // A connection that broke while both ends live stands again within about 0.1 s.
 constexpr absl::Duration kShortest = absl::Milliseconds(150), kLongest = absl::Milliseconds(400);
-// For one that is there as far as the transport knows: at least so long, and two heartbeats.
-constexpr absl::Duration kLeastForSlow = absl::Seconds(1);
 
 }  // namespace
 
@@ -18,8 +16,7 @@ FailureDetector::FailureDetector(Env* env, Transport* transport, Rpc* rpc, absl:
     : env_(env),
       transport_(transport),
       rpc_(rpc),
-      short_(std::clamp(heartbeat, kShortest, kLongest)),
-      long_(std::max(kLeastForSlow, 2 * heartbeat)),
+      patience_(std::clamp(heartbeat, kShortest, kLongest)),
       gone_(std::move(gone)) {}
 
 FailureDetector::~FailureDetector() {
@@ -27,36 +24,33 @@ FailureDetector::~FailureDetector() {
 }
 
 void FailureDetector::Suspect(NodeId node) {
-  if (!asked_.contains(node)) Ask(node, short_, false);
+  if (!asked_.contains(node)) Ask(node);
 }
 
-void FailureDetector::Ask(NodeId node, absl::Duration patience, bool last) {
+void FailureDetector::Ask(NodeId node) {
   Frame frame;
   frame.header.set_kind(pb::PING);
-  CallOptions call{.deadline = patience,
-                   .attempt = short_ / 4,
-                   .max_attempt = short_ / 2,
+  CallOptions call{.deadline = patience_,
+                   .attempt = patience_ / 4,
+                   .max_attempt = patience_ / 2,
                    .what = "sign of life"};
-  const absl::Duration until = env_->Now() + patience;
+  const absl::Duration until = env_->Now() + patience_;
   asked_[node] = rpc_->Call(
-      node, std::move(frame), std::move(call),
-      [this, node, until, patience, last](absl::StatusOr<Frame> answer) {
+      node, std::move(frame), std::move(call), [this, node, until](absl::StatusOr<Frame> answer) {
         asked_.erase(node);
         // Whatever else it says, it lives.
         const absl::StatusCode code = answer.status().code();
         if (code == absl::StatusCode::kDeadlineExceeded || code == absl::StatusCode::kUnavailable) {
-          OnSilence(node, until, patience, last);
+          OnSilence(node, until);
         }
       });
 }
 
-void FailureDetector::OnSilence(NodeId node, absl::Duration until, absl::Duration patience,
-                                bool last) {
+void FailureDetector::OnSilence(NodeId node, absl::Duration until) {
   // Timers run before messages are read: if this process itself stood still, the answer may be
   // here.
-  if (env_->Now() - until > patience / 4) return Ask(node, patience, last);
-  if (!last && Reaches(node)) return Ask(node, long_ - short_, true);
-  gone_(node);
+  if (env_->Now() - until > patience_ / 4) return Ask(node);
+  if (!Reaches(node)) gone_(node);
 }
 
 // By the transport's word for one more frame: it does not say so of the ones before.

@@ -1,10 +1,9 @@
 // FailureDetector: asks a node whose connection may have broken whether it is still there. One that
-// the transport does not reach any more, a short time later, counts as gone; one that is reached
-// but does not answer is given longer: it may be slow, and it may be another's connection that
-// broke.
+// neither answers nor is reached by the transport any more, a short time later, counts as gone.
 //
-// Nodes that merely keep silent are not its business. Thread-safety: as Env, everything on the
-// loop.
+// One that is reached is slow, and it was another's connection that broke: how long it may keep
+// silent is not for whoever hangs up to shorten. Nodes that merely keep silent are not its
+// business. Thread-safety: as Env, everything on the loop.
 #ifndef PARLEY_SCHEDULER_FAILURE_DETECTOR_H_
 #define PARLEY_SCHEDULER_FAILURE_DETECTOR_H_
 
@@ -32,14 +31,14 @@ class FailureDetector {
   void Clear(NodeId node);
 
  private:
-  void Ask(NodeId node, absl::Duration patience, bool last);
-  void OnSilence(NodeId node, absl::Duration until, absl::Duration patience, bool last);
+  void Ask(NodeId node);
+  void OnSilence(NodeId node, absl::Duration until);
   bool Reaches(NodeId node);
 
   Env* const env_;
   Transport* const transport_;
   Rpc* const rpc_;
-  const absl::Duration short_, long_;  // of patience
+  const absl::Duration patience_;
   absl::AnyInvocable<void(NodeId)> gone_;
   std::map<NodeId, CallId> asked_;
 };

@@ -6,6 +6,13 @@
 #include "ps/net/scheduler_link.h"
 
 namespace parley {
+namespace {
+
+// In deadlines: how long all of it may take a server that says it is at work, as one that reads a
+// checkpoint. A disk may hang while its server lives.
+constexpr int kLongest = 10;
+
+}  // namespace
 
 Rounds::Rounds(Env* env, Rpc* rpc, absl::Duration deadline, Handlers handlers)
     : env_(env), rpc_(rpc), deadline_(deadline), handlers_(std::move(handlers)) {}
@@ -53,7 +60,8 @@ void Rounds::Call(const Target& target, std::map<NodeId, CallId>* calls,
                    .attempt = absl::Milliseconds(200),
                    .max_attempt = absl::Seconds(2),
                    .what = "assignment to " + target.name,
-                   .parked_extends = true};
+                   .parked_extends = true,
+                   .longest = kLongest * deadline_};
   (*calls)[target.node] =
       rpc_->Call(target.node, std::move(frame), std::move(call),
                  [this, calls, node = target.node,

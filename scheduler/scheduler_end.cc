@@ -12,6 +12,9 @@ namespace {
 
 // How long the end of a job waits for each node's answer to STOP: a dead one gives none.
 constexpr absl::Duration kStopDeadline = absl::Seconds(3);
+// The checkpoint at the end: how often it is tried, and for how long in all, in start_timeout_ms.
+constexpr int kEndAttempts = 3, kEndPatience = 10;
+constexpr absl::Duration kEndPause = absl::Seconds(2);
 // Between the last answer and the end of this node, so that it gets out.
 constexpr absl::Duration kLinger = absl::Milliseconds(200);
 // For the last state to be saved.
@@ -67,7 +70,8 @@ void SchedulerNode::Impl::OnCheckpointCommitted(uint64_t step) {
   if (committed_.size() > keep) {
     committed_.erase(committed_.begin(), committed_.end() - static_cast<ptrdiff_t>(keep));
   }
-  journal_.Save([] {});
+  // Not before it is known for sure what is there in place of them.
+  journal_.Save([this] { checkpoints_.Prune(); });
 }
 
 void SchedulerNode::Impl::RequestCheckpoint() {
@@ -87,17 +91,53 @@ void SchedulerNode::Impl::MaybeFinish() {
   }
   if (options_.experiment.checkpoints().at_end() && checkpoints_.enabled() && !end_written_) {
     if (std::exchange(end_asked_, true)) return;
-    const uint64_t generation = assignment_.generation();
-    checkpoints_.RequestStep(tally_.finished_steps(), [this, generation](const auto&) {
-      if (generation != assignment_.generation() || restoring_) return;
-      end_written_ = true;  // or it was told why not
-      MaybeFinish();
-    });
+    WriteEnd(1);
     return;
   }
   checkpoints_.Stop(absl::AbortedError("the job has come to its end"));
   for (const EpochMetrics& metrics : tally_.TakeIncomplete()) observer_->OnEpoch(metrics);
   CollectCounts();
+}
+
+// The checkpoint at the end is what somebody wants of this job: it is tried a few times, and a job
+// without it has not succeeded.
+void SchedulerNode::Impl::WriteEnd(int attempt) {
+  const uint64_t generation = assignment_.generation();
+  const auto over = [this, generation] {
+    return generation != assignment_.generation() || restoring_ || end_written_ ||
+           phase_ != Phase::kTraining;
+  };
+  const auto give_up = [this](const absl::Status& status) {
+    env_->Cancel(write_end_timer_);
+    end_failure_ = absl::DataLossError(
+        absl::StrFormat("the checkpoint at the end was not written: %s", status.message()));
+    end_written_ = true;
+    MaybeFinish();
+  };
+  if (attempt == 1) {
+    end_failure_ = absl::OkStatus();
+    env_->Cancel(write_end_timer_);
+    write_end_timer_ = env_->After(
+        kEndPatience * absl::Milliseconds(cluster().start_timeout_ms()), [this, over, give_up] {
+          if (over()) return;
+          give_up(absl::DeadlineExceededError(
+              absl::StrFormat("it took longer than %d times start_timeout_ms %d", kEndPatience,
+                              cluster().start_timeout_ms())));
+        });
+  }
+  checkpoints_.RequestStep(tally_.finished_steps(),
+                           [this, attempt, over, give_up](const absl::StatusOr<uint64_t>& step) {
+                             if (over()) return;
+                             if (step.ok()) {
+                               env_->Cancel(write_end_timer_);
+                               end_written_ = true;
+                               return MaybeFinish();
+                             }
+                             if (attempt == kEndAttempts) return give_up(step.status());
+                             env_->After(kEndPause, [this, alive = alive_, attempt, over] {
+                               if (*alive && !over()) WriteEnd(attempt + 1);
+                             });
+                           });
 }
 
 // Everything is done: what the servers have counted completes the summary. Asked for apart from
@@ -129,7 +169,7 @@ void SchedulerNode::Impl::CollectCounts() {
                 }
                 tally_.AddCounts(node, counts);
                 counted_.insert(node);
-                if (counted_.size() == wanted) StopAll(absl::OkStatus());
+                if (counted_.size() == wanted) StopAll(end_failure_);
               });
   }
 }

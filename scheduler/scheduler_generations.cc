@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/checkpoint/checkpoint_files.h"
@@ -12,6 +13,9 @@
 
 namespace parley {
 namespace {
+
+// Before checkpoints that could not be read are looked for again.
+constexpr absl::Duration kUnreachablePause = absl::Seconds(1);
 
 // What of two descriptions of a table differs, for which saved values fit one and not the other;
 // empty: nothing.
@@ -80,20 +84,29 @@ void SchedulerNode::Impl::OnOpened(absl::StatusOr<std::optional<std::string>> fo
 
 // The checkpoint that the first generation begins from, if one is asked for.
 void SchedulerNode::Impl::FindRestore() {
-  if (options_.restore.empty()) return BeginGathering();
+  if (options_.restore.empty() && options_.checkpoint_root.empty()) return BeginGathering();
   struct Found {
     absl::StatusOr<FoundCheckpoint> checkpoint = absl::UnknownError("");
     std::vector<std::string> skipped;
+    absl::Status others;
   };
   auto found = std::make_shared<Found>();
   env_->Offload(
-      [files = files_, directory = options_.restore, found] {
-        found->checkpoint = FindCheckpoint(
-            files, directory, [found](const std::string& line) { found->skipped.push_back(line); });
+      [files = files_, directory = options_.restore, root = options_.checkpoint_root, found] {
+        if (!directory.empty()) {
+          found->checkpoint = FindCheckpoint(files, directory, [found](const std::string& line) {
+            found->skipped.push_back(line);
+          });
+        }
+        const bool own = found->checkpoint.ok() &&
+                         absl::StartsWith(found->checkpoint->directory, absl::StrCat(root, "/"));
+        if (!root.empty() && !own) found->others = CheckNoCheckpoints(files, root);
       },
       [this, alive = alive_, found] {
         if (!*alive || phase_ != Phase::kOpening) return;
         for (const std::string& line : found->skipped) Event(line);
+        if (!found->others.ok()) return StopAll(found->others);
+        if (options_.restore.empty()) return BeginGathering();
         if (!found->checkpoint.ok()) return StopAll(found->checkpoint.status());
         const FoundCheckpoint& checkpoint = *found->checkpoint;
         restored_manifest_ = checkpoint.manifest;
@@ -159,7 +172,7 @@ void SchedulerNode::Impl::GoOn(const pb::SchedulerState& state) {
   servers_wanted_ = state.servers_wanted();
   if (state.has_resumed_from()) resumed_from_ = state.resumed_from();
   committed_.assign(state.checkpoint().begin(), state.checkpoint().end());
-  if (!state.has_assignment()) {
+  if (!state.has_assignment() && !state.has_stop()) {
     // Workers ask again to be registered.
     for (Member* member : members_.all()) member->ready = false;
     tally_.Load(state.tally());
@@ -167,7 +180,7 @@ void SchedulerNode::Impl::GoOn(const pb::SchedulerState& state) {
     if (resumed_from_.has_value()) return ReadRestore();
     return BeginGathering();
   }
-  assignment_ = state.assignment();
+  assignment_ = state.assignment();  // none yet: of a job that was stopped before
   tally_.BeginGeneration(assignment_.generation(), assignment_.restore().step());
   tally_.Load(state.tally());
   if (!committed_.empty()) checkpoints_.NoteWritten(committed_.back());
@@ -235,7 +248,6 @@ void SchedulerNode::Impl::RollBack(const absl::Status& verdict, const std::strin
         verdict.code(), absl::StrFormat("%s; %s, and max_restarts %d are used up",
                                         verdict.message(), reason, cluster().max_restarts())));
   }
-  tally_.CountRestart();
   CancelRound();
   checkpoints_.Pause();
   ++counting_;
@@ -254,38 +266,55 @@ void SchedulerNode::Impl::RollBack(const absl::Status& verdict, const std::strin
   });
 }
 
-// Of this job's own: there may be others in the directory, newer ones, too.
+// Of this job's own: there may be others in the directory, newer ones, too. That none can be read
+// just now is no reason to begin at the first weights.
 void SchedulerNode::Impl::FindCheckpointForRollBack() {
-  struct Found {
-    std::optional<pb::Restore> restore;
-    std::vector<std::string> skipped;
-  };
-  auto found = std::make_shared<Found>();
+  std::vector<std::string> candidates;  // newest first
+  for (auto step = committed_.rbegin(); step != committed_.rend(); ++step) {
+    for (std::string& directory : CheckpointDirectories(options_.checkpoint_root, *step)) {
+      candidates.push_back(std::move(directory));
+    }
+  }
+  if (resumed_from_.has_value()) candidates.push_back(resumed_from_->directory());
+  auto found = std::make_shared<UsableCheckpoint>();
   env_->Offload(
-      [files = files_, root = options_.checkpoint_root, steps = committed_, resumed = resumed_from_,
-       found] {
-        const auto skip = [found](const std::string& line) { found->skipped.push_back(line); };
-        std::vector<std::string> candidates;
-        for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-          candidates.push_back(CheckpointDirectory(root, *step));
-        }
-        if (resumed.has_value()) candidates.push_back(resumed->directory());
-        for (const std::string& directory : candidates) {
-          absl::StatusOr<FoundCheckpoint> checkpoint = FindCheckpoint(files, directory, skip);
-          if (!checkpoint.ok()) continue;
-          found->restore.emplace();
-          found->restore->set_directory(checkpoint->directory);
-          found->restore->set_step(checkpoint->manifest.step());
-          return;
+      [files = files_, root = options_.checkpoint_root, has_written = !committed_.empty(),
+       candidates = std::move(candidates), found] {
+        *found = FindUsable(files, candidates);
+        if (has_written && !found->checkpoint.has_value() && !files->Exists(root)) {
+          found->unreachable = absl::UnavailableError(
+              absl::StrCat("the directory of checkpoints '", root, "' is not there"));
         }
       },
       [this, alive = alive_, found] {
         if (!*alive || !restoring_ || phase_ == Phase::kStopping) return;
+        if (!found->checkpoint.has_value() && !found->unreachable.ok()) {
+          return OnCheckpointsUnreachable(found->unreachable);
+        }
         for (const std::string& line : found->skipped) Event(line);
-        restore_ = found->restore;
+        restore_.reset();
+        if (found->checkpoint.has_value()) {
+          restore_.emplace();
+          restore_->set_directory(found->checkpoint->directory);
+          restore_->set_step(found->checkpoint->manifest.step());
+        }
         restore_found_ = true;
         TryGeneration();
       });
+}
+
+void SchedulerNode::Impl::OnCheckpointsUnreachable(const absl::Status& status) {
+  if (env_->Now() - restoring_since_ >= absl::Milliseconds(cluster().start_timeout_ms())) {
+    return StopAll(absl::Status(
+        verdict_->code(),
+        absl::StrFormat("%s; %s, and no checkpoint could be read within start_timeout_ms %d: %s",
+                        verdict_->message(), restore_reason_, cluster().start_timeout_ms(),
+                        status.message())));
+  }
+  Event(absl::StrCat("checkpoints cannot be read just now, tried again soon: ", status.message()));
+  env_->After(kUnreachablePause, [this, alive = alive_] {
+    if (*alive && restoring_ && phase_ != Phase::kStopping) FindCheckpointForRollBack();
+  });
 }
 
 // A moment is given to replacements; then it is as many as there are. At least one of each.
@@ -313,6 +342,8 @@ void SchedulerNode::Impl::TryGeneration() {
 // Everybody gets everything anew; logical workers stay where they are as far as their nodes live.
 void SchedulerNode::Impl::BeginGeneration() {
   const bool first = phase_ == Phase::kAssigning;
+  // Saved together with what it is counted for: a scheduler that dies on the way counts it once.
+  if (!first) tally_.CountRestart();
   std::vector<Member*> servers = CompleteServers();
   std::set<uint32_t> ranks;
   std::erase_if(servers, [&](const Member* server) {
@@ -339,6 +370,9 @@ void SchedulerNode::Impl::BeginGeneration() {
     }
   }
   if (restore_.has_value()) *next.mutable_restore() = *restore_;
+  // What was after it is no past of this generation, and is to be written again.
+  std::erase_if(committed_,
+                [this](uint64_t step) { return !restore_.has_value() || step > restore_->step(); });
   tally_.BeginGeneration(next.generation(), next.restore().step());
   // Copies, and homes for logical workers whose nodes are gone, as in any round.
   Plan plan = MakePlan(MakePlanInput(), next);

@@ -119,6 +119,7 @@ class SchedulerNode::Impl {
   void TryAssign();
   void RollBack(const absl::Status& verdict, const std::string& reason);
   void FindCheckpointForRollBack();
+  void OnCheckpointsUnreachable(const absl::Status& status);
   void TryGeneration();
   void BeginGeneration();
   std::vector<Member*> CompleteServers();
@@ -128,6 +129,7 @@ class SchedulerNode::Impl {
   pb::CheckpointManifest Manifest(uint64_t step) const;
   void OnCheckpointCommitted(uint64_t step);
   void MaybeFinish();
+  void WriteEnd(int attempt);
   void CollectCounts();
   void StopAll(const absl::Status& status);
   void TellStop();
@@ -203,9 +205,11 @@ class SchedulerNode::Impl {
   std::string restore_reason_;
 
   // The end.
-  bool end_asked_ = false, end_written_ = false;  // the checkpoint at the end
-  uint64_t counting_ = 0;                         // counts attempts
-  std::set<NodeId> counted_;                      // servers whose counts are in the tally
+  bool end_asked_ = false, end_written_ = false;  // the checkpoint at the end, or why it is not
+  absl::Status end_failure_;
+  TimerId write_end_timer_ = kNoTimer;
+  uint64_t counting_ = 0;     // counts attempts
+  std::set<NodeId> counted_;  // servers whose counts are in the tally
   absl::Status result_;
   bool goes_on_ = false;     // with the job of a scheduler before this one
   bool owns_state_ = false;  // what the store holds, if anything, is this job's and readable

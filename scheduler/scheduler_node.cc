@@ -62,6 +62,7 @@ SchedulerNode::Impl::~Impl() {
   env_->Cancel(watch_timer_);
   env_->Cancel(progress_timer_);
   env_->Cancel(end_timer_);
+  env_->Cancel(write_end_timer_);
   env_->Cancel(round_timer_);
 }
 

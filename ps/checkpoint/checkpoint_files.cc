@@ -103,6 +103,21 @@ absl::Status TidyPending(FileSystem* files, const std::string& pending,
   return absl::OkStatus();
 }
 
+// step-N is there, of these very files.
+bool IsCommitted(FileSystem* files, const std::string& root,
+                 const pb::CheckpointManifest& manifest) {
+  const std::string directory = In(root, kStep, manifest.step());
+  if (!files->Exists(directory)) return false;
+  absl::StatusOr<pb::CheckpointManifest> there = ReadManifest(files, directory);
+  if (!there.ok() || there->file_size() != manifest.file_size()) return false;
+  for (int i = 0; i < there->file_size(); ++i) {
+    const pb::CheckpointFile &a = there->file(i), &b = manifest.file(i);
+    if (b.step() == manifest.step() && a.SerializeAsString() != b.SerializeAsString()) return false;
+    if (b.step() != manifest.step() && a.step() != b.step()) return false;
+  }
+  return VerifyCheckpoint(files, directory, nullptr).ok();
+}
+
 // step-N becomes what pending-N is. Wherever this ends, one of step-N and replaced-N is whole.
 absl::Status TakePlace(FileSystem* files, const std::string& root, uint64_t step) {
   const std::string name = In(root, kStep, step), old = In(root, kReplaced, step);
@@ -130,9 +145,14 @@ std::string CheckpointDirectory(const std::string& root, uint64_t step) {
   return In(root, kStep, step);
 }
 
+std::vector<std::string> CheckpointDirectories(const std::string& root, uint64_t step) {
+  return {In(root, kStep, step), In(root, kReplaced, step)};
+}
+
 absl::Status CommitCheckpoint(FileSystem* files, const std::string& root, const std::string& base,
                               pb::CheckpointManifest manifest) {
   const uint64_t step = manifest.step();
+  if (IsCommitted(files, root, manifest)) return absl::OkStatus();
   const std::string pending = In(root, kPending, step);
   manifest.set_format(kCheckpointFormat);
   manifest.set_written(absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone()));
@@ -168,6 +188,40 @@ absl::StatusOr<std::vector<uint64_t>> ListCheckpoints(FileSystem* files, const s
   return std::vector<uint64_t>(steps.begin(), steps.end());
 }
 
+absl::Status CheckNoCheckpoints(FileSystem* files, const std::string& root) {
+  absl::StatusOr<StepsByKind> all = ListAll(files, root);
+  if (!all.ok()) return all.status();
+  for (const char* kind : {kStep, kReplaced}) {
+    const std::set<uint64_t>& steps = (*all)[kind];
+    if (steps.empty()) continue;
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "checkpoints.directory '%s' has checkpoints of another run, up to step %d; allowed: a "
+        "directory without, or to go on from them (parley run --resume, parley-scheduler "
+        "--restore)",
+        root, *steps.rbegin()));
+  }
+  return absl::OkStatus();
+}
+
+UsableCheckpoint FindUsable(FileSystem* files, const std::vector<std::string>& directories) {
+  UsableCheckpoint found;
+  for (const std::string& directory : directories) {
+    absl::Status status = VerifyCheckpoint(files, directory, nullptr);
+    absl::StatusOr<pb::CheckpointManifest> manifest =
+        status.ok() ? ReadManifest(files, directory) : status;
+    if (manifest.ok()) {
+      found.checkpoint = FoundCheckpoint{directory, *std::move(manifest)};
+      break;
+    }
+    status = manifest.status();
+    if (!files->Exists(directory)) continue;
+    found.skipped.push_back(
+        absl::StrCat("checkpoint '", directory, "' is not used: ", status.message()));
+    if (!absl::IsDataLoss(status) && !absl::IsNotFound(status)) found.unreachable = status;
+  }
+  return found;
+}
+
 absl::StatusOr<FoundCheckpoint> FindCheckpoint(
     FileSystem* files, const std::string& root,
     const std::function<void(const std::string&)>& skipped) {
@@ -185,16 +239,11 @@ absl::StatusOr<FoundCheckpoint> FindCheckpoint(
       }
     }
   }
-  for (const std::string& directory : candidates) {
-    absl::Status status = VerifyCheckpoint(files, directory, nullptr);
-    absl::StatusOr<pb::CheckpointManifest> manifest =
-        status.ok() ? ReadManifest(files, directory) : status;
-    if (manifest.ok()) return FoundCheckpoint{directory, *std::move(manifest)};
-    if (skipped) {
-      skipped(
-          absl::StrCat("checkpoint '", directory, "' is not used: ", manifest.status().message()));
-    }
+  UsableCheckpoint found = FindUsable(files, candidates);
+  for (const std::string& line : found.skipped) {
+    if (skipped) skipped(line);
   }
+  if (found.checkpoint.has_value()) return *std::move(found.checkpoint);
   return absl::NotFoundError(absl::StrCat(
       "no checkpoint in '", root, "'",
       candidates.empty() ? ""

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,12 +51,21 @@ absl::StatusOr<pb::CheckpointFile> WriteCheckpointFile(FileSystem* files,
 
 // Makes PendingDirectory(root, step) a checkpoint: links the files of earlier steps that it builds
 // on (manifest.file(i).step() < step) out of `base`'s directory, writes the manifest, renames.
-// Fills in format, written and checksum. Replaces a checkpoint of the same step.
+// Fills in format, written and checksum. Replaces a checkpoint of the same step. Done already, by a
+// scheduler that did not live to know it: OK.
 absl::Status CommitCheckpoint(FileSystem* files, const std::string& root, const std::string& base,
                               pb::CheckpointManifest manifest);
 
 // Steps of the checkpoints in `root`, ascending, whatever is in them. None if there is no `root`.
 absl::StatusOr<std::vector<uint64_t>> ListCheckpoints(FileSystem* files, const std::string& root);
+
+// Where a checkpoint of this step may be, the likelier first: one that was about to be replaced by
+// another of the same step when the machine stopped still has another name.
+std::vector<std::string> CheckpointDirectories(const std::string& root, uint64_t step);
+
+// For a job that begins: kFailedPrecondition if there are checkpoints in `root`, which it would
+// take for its own future and remove.
+absl::Status CheckNoCheckpoints(FileSystem* files, const std::string& root);
 
 // The manifest, checked against its own checksum.
 absl::StatusOr<pb::CheckpointManifest> ReadManifest(FileSystem* files,
@@ -74,6 +84,17 @@ struct FoundCheckpoint {
 absl::StatusOr<FoundCheckpoint> FindCheckpoint(
     FileSystem* files, const std::string& root,
     const std::function<void(const std::string&)>& skipped);
+
+// The first of these checkpoint's directories that holds what was written, and a line for each
+// before it that does not.
+struct UsableCheckpoint {
+  std::optional<FoundCheckpoint> checkpoint;
+  std::vector<std::string> skipped;
+  // Not OK: one of those skipped was neither missing nor damaged, as far as can be told: reading
+  // failed.
+  absl::Status unreachable;
+};
+UsableCheckpoint FindUsable(FileSystem* files, const std::vector<std::string>& directories);
 
 // A partition as it was saved: for sparse tables all rows, then the changes after them, oldest
 // first. Throws std::bad_alloc. kNotFound: the manifest does not have it.

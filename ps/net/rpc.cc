@@ -34,6 +34,7 @@ struct Rpc::Outstanding {
   Frame request;
   CallOptions options;
   Callback callback;
+  absl::Duration began;    // when it was first sent
   absl::Duration attempt;  // the next silence to bear, before jitter
   uint64_t tries = 0;
   bool parked = false;      // the last we heard is that it is held
@@ -82,6 +83,7 @@ CallId Rpc::Call(NodeId to, Frame request, CallOptions options, Callback callbac
   call->attempt = options.attempt;
   call->options = std::move(options);
   call->callback = std::move(callback);
+  call->began = env_->Now();
   call->deadline_timer = env_->After(call->options.deadline, [this, id] { OnDeadline(id); });
   calls_.emplace(id, std::move(call));
   ++counters_.calls;
@@ -135,7 +137,10 @@ void Rpc::OnDeadline(uint64_t id) {
       call.options.what.empty()
           ? absl::StrCat(pb::Kind_Name(call.request.header.kind()), " to node ", ToString(call.to))
           : call.options.what,
-      absl::FormatDuration(call.options.deadline), call.tries);
+      absl::FormatDuration(call.options.parked_extends
+                               ? absl::Trunc(env_->Now() - call.began, absl::Milliseconds(1))
+                               : call.options.deadline),
+      call.tries);
   if (!call.waiting_for.empty()) {
     absl::StrAppend(&message, "; it is held there, waiting for ", call.waiting_for);
   }
@@ -252,7 +257,10 @@ void Rpc::OnAnswer(NodeId from, Frame frame, const absl::Status& admitted) {
     ArmAttempt(id, call.options.max_attempt);
     if (call.options.parked_extends) {
       env_->Cancel(call.deadline_timer);
-      call.deadline_timer = env_->After(call.options.deadline, [this, id] { OnDeadline(id); });
+      const absl::Duration left =
+          std::min(call.options.deadline, call.options.longest - (env_->Now() - call.began));
+      call.deadline_timer =
+          env_->After(std::max(left, absl::ZeroDuration()), [this, id] { OnDeadline(id); });
     }
     // Last, since the call may be over when it returns.
     auto on_parked = std::exchange(call.options.on_parked, nullptr);

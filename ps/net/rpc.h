@@ -39,8 +39,9 @@ struct CallOptions {
   // too.
   absl::AnyInvocable<void()> on_parked = nullptr;
   // The deadline counts from the last PARKED: it is for silence, and what is held may take its
-  // time.
+  // time, but not more than this in all.
   bool parked_extends = false;
+  absl::Duration longest = absl::InfiniteDuration();
 };
 
 struct RpcCounters {

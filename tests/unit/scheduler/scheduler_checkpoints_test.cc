@@ -269,5 +269,144 @@ TEST_F(SchedulerCheckpointTest, WhereWorkersWereBeforeARollBackDoesNotCountAfter
   EXPECT_EQ(requests_.front().step(), 5u);
 }
 
+TEST_F(SchedulerCheckpointTest, AJobDoesNotBeginAmongTheCheckpointsOfAnother) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  ServeCheckpoints();
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(end_.has_value());
+  nodes_.clear();
+  end_.reset();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  StartScheduler();
+  Run(absl::Seconds(5));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(
+      std::string(end_->message()),
+      HasSubstr("'/checkpoints' has checkpoints of another run, up to step 10; allowed: a dir"));
+}
+
+TEST_F(SchedulerCheckpointTest, OlderOnesGoWhenTheNewOneIsInTheState) {
+  root_ = "/checkpoints";
+  store_ = &memory_;
+  experiment_.mutable_checkpoints()->set_every_steps(5);
+  experiment_.mutable_checkpoints()->set_keep(1);
+  StartJob();
+  ServeCheckpoints();
+  memory_.broken = absl::UnavailableError("the disk is full");
+  Run(absl::Seconds(3));
+  EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(5, 10));
+  memory_.broken = absl::OkStatus();
+  Run(absl::Seconds(12));
+  EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(10));
+}
+
+TEST_F(SchedulerCheckpointTest, WhatCannotBeReadJustNowIsWaitedFor) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_every_steps(5);
+  StartJob();
+  ServeCheckpoints();
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(files_.Rename(root_, "/elsewhere").ok());
+  Kill(1);
+  Run(absl::Seconds(4));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 1u);
+  EXPECT_THAT(Events(), HasSubstr("the directory of checkpoints '/checkpoints' is not there"));
+  ASSERT_TRUE(files_.Rename("/elsewhere", root_).ok());
+  Run(absl::Seconds(3));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 2u);
+  EXPECT_EQ(nodes_[2]->Last().restore().step(), 10u) << Events();
+}
+
+TEST_F(SchedulerCheckpointTest, WhatNeverCanBeReadEndsTheJob) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_every_steps(5);
+  StartJob();
+  ServeCheckpoints();
+  Run(absl::Seconds(2));
+  ASSERT_TRUE(files_.Rename(root_, "/elsewhere").ok());
+  Kill(1);
+  Run(absl::Seconds(15));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(std::string(end_->message()),
+              HasSubstr("no checkpoint could be read within start_timeout_ms 10000"));
+}
+
+TEST_F(SchedulerCheckpointTest, AJobWithoutTheCheckpointAtItsEndHasFailed) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  StartJob();
+  int asked = 0;
+  for (auto& node : nodes_) {
+    node->on_checkpoint = [&asked, node = node.get()](NodeId from, const Frame& frame) {
+      ++asked;
+      node->rpc->ReplyError(from, frame.header, absl::InternalError("the disk is full"));
+    };
+  }
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(8));
+  ASSERT_TRUE(end_.has_value()) << Events();
+  EXPECT_THAT(std::string(end_->message()),
+              HasSubstr("the checkpoint at the end was not written: "));
+  EXPECT_THAT(std::string(end_->message()), HasSubstr("the disk is full"));
+  EXPECT_GE(asked, 3);
+  EXPECT_FALSE(keeper_.summary->ok);
+}
+
+TEST_F(SchedulerCheckpointTest, TheCheckpointAtTheEndIsNotWaitedForForEver) {
+  root_ = "/checkpoints";
+  experiment_.mutable_checkpoints()->set_at_end(true);
+  experiment_.mutable_cluster()->set_start_timeout_ms(1000);
+  StartJob();
+  for (auto& node : nodes_) {
+    node->on_checkpoint = [node = node.get()](NodeId from, const Frame& frame) {
+      node->rpc->ReplyParked(from, frame.header, "the disk");
+    };
+  }
+  nodes_[2]->Finish(0, 0);
+  nodes_[3]->Finish(1, 0);
+  Run(absl::Seconds(12));
+  ASSERT_TRUE(end_.has_value());
+  EXPECT_THAT(std::string(end_->message()),
+              HasSubstr("it took longer than 10 times start_timeout_ms 1000"));
+}
+
+TEST_F(SchedulerCheckpointTest, AServerThatReadsForEverIsGivenUp) {
+  experiment_.mutable_cluster()->set_start_timeout_ms(3000);
+  StartJob();
+  nodes_[0]->rpc->Handle(pb::ASSIGN, [&](NodeId from, Frame frame) {
+    nodes_[0]->rpc->ReplyParked(from, frame.header, "the disk");
+  });
+  Kill(1);
+  Run(absl::Seconds(29));
+  EXPECT_THAT(Events(), ::testing::Not(HasSubstr("held there")));
+  Run(absl::Seconds(5));
+  EXPECT_THAT(Events(), HasSubstr("did not answer within 30s"));
+  EXPECT_THAT(Events(), HasSubstr("it is held there, waiting for the disk"));
+}
+
+TEST_F(SchedulerCheckpointTest, ARollBackThatASchedulerDiesInCountsOnce) {
+  root_ = "/checkpoints";
+  store_ = &memory_;
+  StartJob();
+  Kill(0);
+  Kill(1);  // none is left: others are waited for
+  Run(absl::Seconds(3));
+  scheduler_env_->Kill();
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  StartScheduler();
+  Run(absl::Seconds(2));
+  for (int i = 0; i < 2; ++i) Add(pb::SERVER);
+  Run(absl::Seconds(3));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 2u) << Events();
+  EXPECT_THAT(Events(), HasSubstr("(roll-back 1 of at most"));
+}
+
 }  // namespace
 }  // namespace parley

@@ -252,5 +252,18 @@ TEST_F(SchedulerNodeTest, FewerServersAreAskedForWhileItTrains) {
   EXPECT_FALSE(nodes_[0]->stop.has_value());
 }
 
+// Whoever hangs up: only the node itself can be found gone by it.
+TEST_F(SchedulerNodeTest, ANodeThatStandsStillWhileAnothersConnectionBreaksHasItsTime) {
+  experiment_.mutable_cluster()->set_node_timeout_ms(5000);
+  StartJob();
+  nodes_[0]->env.Stall(absl::Seconds(3));
+  Kill(3);
+  network_.TellGone(nodes_[3]->node);
+  Run(absl::Seconds(1));
+  EXPECT_THAT(Events(), HasSubstr("its connection broke"));
+  Run(absl::Seconds(3));
+  EXPECT_THAT(Events(), Not(HasSubstr("server 0 (host:100) is dead")));
+}
+
 }  // namespace
 }  // namespace parley

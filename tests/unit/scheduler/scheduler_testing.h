@@ -211,6 +211,7 @@ class SchedulerNodeTest : public ::testing::Test {
   // Servers 0 and 1, workers 2 and 3, training.
   void StartJob() {
     StartScheduler();
+    Run(absl::Milliseconds(100));  // it looks into the directory of checkpoints first
     for (pb::Role role : {pb::SERVER, pb::SERVER, pb::WORKER, pb::WORKER}) {
       Add(role);
       Run(absl::Milliseconds(20));

@@ -293,6 +293,10 @@ bool SchedulerNode::Impl::MakeRoomForControl() {
 
 void SchedulerNode::Impl::AnswerControl(ControlKey key,
                                         const absl::StatusOr<pb::ControlAnswer>& answer) {
+  // An answer that sounds temporary, as that of a full disk, the asker's rpc would not take for one.
+  if (absl::IsResourceExhausted(answer.status()) || absl::IsUnavailable(answer.status())) {
+    return AnswerControl(key, absl::InternalError(answer.status().message()));
+  }
   if (auto known = controls_.find(key); known != controls_.end()) known->second = answer;
   pb::FrameHeader request;
   request.set_request_id(key.second);

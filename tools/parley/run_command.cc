@@ -59,6 +59,16 @@ std::vector<std::string> AllOverrides(const RunFlags& flags) {
   return all;
 }
 
+// Whoever reads the experiment later, in this run's processes or after it, runs elsewhere.
+Plan WithAbsolutePaths(Plan plan) {
+  const std::string& directory = plan.experiment.checkpoints().directory();
+  if (directory.empty()) return plan;  // below the run directory
+  std::error_code error;
+  const fs::path absolute = fs::absolute(directory, error).lexically_normal();
+  if (!error) plan.experiment.mutable_checkpoints()->set_directory(absolute.string());
+  return plan;
+}
+
 // The experiment of the newest checkpoint that is whole, with the changes of this run.
 absl::StatusOr<Plan> PlanToResume(const RunFlags& flags) {
   const std::string root = CheckpointRoot(FileSystem::Posix(), flags.resume);
@@ -78,16 +88,6 @@ absl::StatusOr<Plan> PlanToResume(const RunFlags& flags) {
   Say(flags,
       absl::StrFormat("resumes at step %d from %s", found->manifest.step(), found->directory));
   return WithAbsolutePaths({*std::move(experiment), found->directory});
-}
-
-// Whoever reads the experiment later, in this run's processes or after it, runs elsewhere.
-Plan WithAbsolutePaths(Plan plan) {
-  const std::string& directory = plan.experiment.checkpoints().directory();
-  if (directory.empty()) return plan;  // below the run directory
-  std::error_code error;
-  const fs::path absolute = fs::absolute(directory, error).lexically_normal();
-  if (!error) plan.experiment.mutable_checkpoints()->set_directory(absolute.string());
-  return plan;
 }
 
 absl::StatusOr<Plan> MakePlan(const RunFlags& flags) {

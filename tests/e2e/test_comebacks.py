@@ -174,7 +174,9 @@ class Saved(Base):
         self.await_("a checkpoint", self.checkpoints)
         files = [self.dir / "run" / name for name in ("experiment.resolved.textproto", "scheduler.endpoint")]
         before = [(path.read_bytes(), path.stat().st_ino) for path in files]
-        self.assert_fails(self.resume("--set", "optimizer.lr=0.5", name="run"), f"directory {self.dir / 'run'}:",
+        second = self.start("second", "parley", "run", "--resume", self.dir / "run", "--run-dir", self.dir / "run", "--set",
+                            "optimizer.lr=0.5")
+        self.assert_fails(second, f"directory {self.dir / 'run'}:",
                           "another parley run", "allowed: ", code=2)
         self.assertEqual([(path.read_bytes(), path.stat().st_ino) for path in files], before)
         self.end_well(run, sets)

@@ -293,7 +293,7 @@ bool SchedulerNode::Impl::MakeRoomForControl() {
 
 void SchedulerNode::Impl::AnswerControl(ControlKey key,
                                         const absl::StatusOr<pb::ControlAnswer>& answer) {
-  // An answer that sounds temporary, as that of a full disk, the asker's rpc would not take for one.
+  // What sounds temporary, as a full disk does, the asker's rpc would take for no answer at all.
   if (absl::IsResourceExhausted(answer.status()) || absl::IsUnavailable(answer.status())) {
     return AnswerControl(key, absl::InternalError(answer.status().message()));
   }

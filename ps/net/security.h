@@ -38,7 +38,8 @@ std::optional<PeerRole> ParseRole(std::string_view name);
 
 // Writes a new key pair of `role` into `directory`, which is made if need be. `name` (letters,
 // digits, '.', '-', '_') tells public keys of one role apart. kAlreadyExists: there is a key
-// already; nothing is overwritten. kPermissionDenied: the directory is not guarded as LoadKeys wants.
+// already; nothing is overwritten. kPermissionDenied: the directory is not guarded as LoadKeys
+// wants.
 absl::Status MakeKeys(const std::string& directory, PeerRole role, const std::string& name);
 
 // The secret of `role` and all authorized keys of `directory`. kPermissionDenied: the secret can be

@@ -1,6 +1,7 @@
 // parley run: one experiment on this machine, in processes as many as it asks for.
 #include <cstdio>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <system_error>
 
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "ps/base/file_lock.h"
 #include "ps/base/file_system.h"
+#include "ps/base/loop_env.h"
 #include "ps/checkpoint/checkpoint_files.h"
 #include "ps/config/experiment.h"
 #include "tools/parley/checkpoint_root.h"
@@ -25,7 +27,7 @@ namespace {
 namespace fs = std::filesystem;
 
 // Processes of a run that was killed are killed by the kernel, which may take a moment.
-constexpr absl::Duration kLastBreath = absl::Seconds(2);
+constexpr absl::Duration kLastBreath = absl::Seconds(2), kLook = absl::Milliseconds(50);
 
 struct RunFlags {
   std::string file, run_dir, transport, metrics_format = "plain";
@@ -170,6 +172,21 @@ absl::StatusOr<std::string> ChooseKeys(const RunFlags& flags, const std::string&
   return error ? path : absolute.string();
 }
 
+// Whether the lock is held now, and still is when those that were killed must have ended.
+absl::StatusOr<bool> IsHeldForLong(const std::string& path) {
+  absl::StatusOr<bool> held = false;
+  LoopEnv env({.offload_threads = 0});
+  const absl::Duration began = env.Now();
+  std::function<void()> look = [&] {
+    held = FileLock::IsHeld(path);
+    if (!held.ok() || !*held || env.Now() - began > kLastBreath) return env.Stop();
+    env.After(kLook, look);
+  };
+  env.Post(look);
+  env.Run();
+  return held;
+}
+
 // For the life of this process, so that no other run begins here; and no scheduler is at it, such
 // as one of a `parley run` that was killed, or one by hand.
 absl::Status LockRunDirectory(const std::string& run_dir, std::optional<FileLock>* held) {
@@ -182,14 +199,9 @@ absl::Status LockRunDirectory(const std::string& run_dir, std::optional<FileLock
   if (absl::IsUnavailable(lock.status())) return taken("of another parley run");
   if (!lock.ok()) return lock.status();
   held->emplace(*std::move(lock));
-  const absl::Time patience = absl::Now() + kLastBreath;
-  while (true) {
-    absl::StatusOr<bool> led = FileLock::IsHeld(run_dir + "/state/lock");
-    if (!led.ok()) return led.status();
-    if (!*led) return absl::OkStatus();
-    if (absl::Now() > patience) return taken("a scheduler has its state/");
-    absl::SleepFor(absl::Milliseconds(50));
-  }
+  absl::StatusOr<bool> led = IsHeldForLong(run_dir + "/state/lock");
+  if (!led.ok()) return led.status();
+  return *led ? taken("a scheduler has its state/") : absl::OkStatus();
 }
 
 // Of the run before, what would be taken for this one's.

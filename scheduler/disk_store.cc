@@ -1,12 +1,8 @@
 #include "scheduler/disk_store.h"
 
-#include <fcntl.h>
 #include <sodium.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-#include <cerrno>
+#include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
@@ -47,38 +43,18 @@ absl::StatusOr<std::string> Unpack(const std::string& path, absl::string_view co
 
 }  // namespace
 
-DiskStore::~DiskStore() {
-  if (lock_fd_ >= 0) close(lock_fd_);
-}
-
 absl::Status DiskStore::Lock() {
-  if (!options_.lock || lock_fd_ >= 0) return absl::OkStatus();
-  const std::string path = LockPath();
-  while (true) {
-    const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
-    if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat("'", path, "' cannot be opened"));
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      const int error = errno;
-      close(fd);
-      if (error == EINTR) continue;
-      if (error != EWOULDBLOCK) {
-        return absl::ErrnoToStatus(error, absl::StrCat("'", path, "' cannot be locked"));
-      }
-      return absl::UnavailableError(
-          absl::StrCat("the state in '", options_.directory,
-                       "' belongs to another scheduler that is running; allowed: a directory for "
-                       "each job (--state DIR)"));
-    }
-    // The one who had it may have removed the file meanwhile, and a lock on what has no name keeps
-    // nobody out.
-    struct stat held, named;
-    if (fstat(fd, &held) == 0 && stat(path.c_str(), &named) == 0 && held.st_ino == named.st_ino &&
-        held.st_dev == named.st_dev) {
-      lock_fd_ = fd;
-      return absl::OkStatus();
-    }
-    close(fd);
+  if (!options_.lock || lock_.has_value()) return absl::OkStatus();
+  absl::StatusOr<FileLock> taken = FileLock::Take(LockPath());
+  if (absl::IsUnavailable(taken.status())) {
+    return absl::UnavailableError(
+        absl::StrCat("the state in '", options_.directory,
+                     "' belongs to another scheduler that is running; allowed: a directory for "
+                     "each job (--state DIR)"));
   }
+  if (!taken.ok()) return taken.status();
+  lock_.emplace(*std::move(taken));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::optional<std::string>> DiskStore::OpenNow() {
@@ -99,10 +75,9 @@ absl::Status DiskStore::SaveNow(const std::string& state) {
 
 absl::Status DiskStore::Forget() {
   absl::Status removed = options_.files->Remove(StatePath());
-  if (lock_fd_ >= 0) {
-    removed.Update(options_.files->Remove(LockPath()));  // still held, so nobody has it
-    close(lock_fd_);
-    lock_fd_ = -1;
+  if (lock_.has_value()) {
+    removed.Update(lock_->Remove());
+    lock_.reset();
   }
   // Unless somebody else keeps something there.
   absl::StatusOr<std::vector<std::string>> left = options_.files->List(options_.directory);

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "ps/base/file_lock.h"
 #include "ps/base/file_system.h"
 #include "scheduler/offloaded_store.h"
 
@@ -26,7 +27,6 @@ class DiskStore : public OffloadedStore {
     bool lock = true;                         // false: on a simulated disk
   };
   explicit DiskStore(Options options) : options_(std::move(options)) {}
-  ~DiskStore() override;
   DiskStore(const DiskStore&) = delete;
   DiskStore& operator=(const DiskStore&) = delete;
 
@@ -42,7 +42,7 @@ class DiskStore : public OffloadedStore {
   absl::Status Lock();
 
   const Options options_;
-  int lock_fd_ = -1;  // touched by OpenNow and Forget, of which one runs at a time
+  std::optional<FileLock> lock_;  // touched by OpenNow and Forget, of which one runs at a time
 };
 
 }  // namespace parley

@@ -333,6 +333,10 @@ bool SchedulerNode::Impl::MakeRoomForControl() {
 
 void SchedulerNode::Impl::AnswerControl(ControlKey key,
                                         const absl::StatusOr<pb::ControlAnswer>& answer) {
+  // What sounds temporary, as a full disk does, the asker's rpc would take for no answer at all.
+  if (absl::IsResourceExhausted(answer.status()) || absl::IsUnavailable(answer.status())) {
+    return AnswerControl(key, absl::InternalError(answer.status().message()));
+  }
   if (auto known = controls_.find(key); known != controls_.end()) known->second = answer;
   pb::FrameHeader request;
   request.set_request_id(key.second);

@@ -130,7 +130,7 @@ class PosixFileSystem final : public FileSystem {
 
   bool Exists(const std::string& path) override {
     struct stat info;
-    return stat(path.c_str(), &info) == 0;
+    return stat(path.c_str(), &info) == 0 || (errno != ENOENT && errno != ENOTDIR);
   }
 
   // Whoever made what is there may have been unable to sync its name, or died before: nothing is
@@ -138,12 +138,13 @@ class PosixFileSystem final : public FileSystem {
   absl::Status MakeDirectory(const std::string& path) override {
     const std::string parent = ParentOf(path);
     std::error_code error;
-    if (fs::is_directory(path, error)) {
+    const fs::file_status found = fs::status(path, error);
+    if (fs::is_directory(found)) {
       absl::Status kept = SyncDirectory(parent);
       // Made by another, if the names beside it are not ours to read.
       return absl::IsPermissionDenied(kept) ? absl::OkStatus() : kept;
     }
-    if (Exists(path)) {
+    if (fs::exists(found)) {  // and no error: mkdir will have that
       return absl::AlreadyExistsError(
           absl::StrCat("directory '", path, "' cannot be made: a file has this name"));
     }

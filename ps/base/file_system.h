@@ -45,6 +45,8 @@ class FileSystem {
                             std::byte* to) = 0;
   // Names in a directory, sorted, without . and ..
   virtual absl::StatusOr<std::vector<std::string>> List(const std::string& directory) = 0;
+  // Also true if it cannot be told (EIO, ESTALE, EACCES ...): whoever takes a checkpoint that it
+  // cannot see for none at all begins anew, while what it does next with the path has the error.
   virtual bool Exists(const std::string& path) = 0;
   // With its parents; OK if it is there. It survives a crash, even if an earlier call failed to.
   virtual absl::Status MakeDirectory(const std::string& path) = 0;

@@ -294,7 +294,7 @@ absl::StatusOr<std::vector<std::string>> SimFileSystem::List(const std::string& 
 }
 
 bool SimFileSystem::Exists(const std::string& path) {
-  return !halted_ && Find(path).node != nullptr;
+  return halted_ || Find(path).node != nullptr;
 }
 
 absl::Status SimFileSystem::MakeDirectory(const std::string& path) {

@@ -19,6 +19,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/strings/string_view.h"
 #include "ps/net/address.h"
 
 namespace parley {
@@ -48,12 +49,37 @@ absl::Status MakeDirectory(const std::string& path, mode_t mode) {
   return absl::ErrnoToStatus(errno, absl::StrCat("directory '", path, "' cannot be made"));
 }
 
-// A new file, whole and on disk.
-absl::Status WriteNew(const std::string& path, mode_t mode, const std::string& text) {
+// kPermissionDenied unless what `status` tells of is its owner's alone as far as `forbidden` goes,
+// and the owner is this user or root: whoever owns a file can make of it what it likes.
+absl::Status CheckGuarded(const std::string& what, const struct stat& status, mode_t forbidden,
+                          absl::string_view harm, absl::string_view allowed) {
+  const bool ours = status.st_uid == geteuid() || status.st_uid == 0;
+  if (ours && (status.st_mode & forbidden) == 0) return absl::OkStatus();
+  const std::string others = geteuid() == 0 ? "" : " or 0";
+  return absl::PermissionDeniedError(
+      absl::StrFormat("%s: mode %04o, owner %d: others may %s; allowed: mode %s, owner %d%s", what,
+                      status.st_mode & 07777, status.st_uid, harm, allowed, geteuid(), others));
+}
+
+// Who may write to the directory decides what is in it, whatever the modes of the files say.
+absl::Status CheckDirectory(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("directory of keys ", path,
+                                                   ": cannot be read (parley keygen makes "
+                                                   "keys)"));
+  }
+  return CheckGuarded(absl::StrCat("directory of keys ", path), status, kWrittenByOthers,
+                      "replace the keys in it", "0755 or less (chmod go-w)");
+}
+
+// A new file, whole and on disk. `instead`: what may be done if it is there.
+absl::Status WriteNew(const std::string& path, mode_t mode, const std::string& text,
+                      absl::string_view instead) {
   const int fd = open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, mode);
   if (fd < 0 && errno == EEXIST) {
-    return absl::AlreadyExistsError(absl::StrCat(
-        path, ": there is a key already; allowed: another directory, or another --name"));
+    return absl::AlreadyExistsError(
+        absl::StrCat(path, ": there is a key already; allowed: ", instead));
   }
   if (fd < 0) return absl::ErrnoToStatus(errno, absl::StrCat(path, ": cannot be made"));
   const ssize_t written = write(fd, text.data(), text.size());
@@ -65,25 +91,37 @@ absl::Status WriteNew(const std::string& path, mode_t mode, const std::string& t
   return absl::ErrnoToStatus(error, absl::StrCat(path, ": cannot be written"));
 }
 
-absl::StatusOr<std::string> ReadGuarded(const std::string& path, mode_t forbidden,
-                                        const std::string& why) {
-  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+// How a file of keys is to be kept.
+struct Guard {
+  mode_t forbidden;
+  absl::string_view harm, allowed;
+};
+constexpr Guard kSecret = {kReadByOthers, "read this secret", "0600 (chmod 600)"};
+constexpr Guard kPublic = {kWrittenByOthers, "change who is let in", "0644 (chmod 644)"};
+
+absl::StatusOr<std::string> ReadGuarded(const std::string& path, const Guard& guard) {
+  // A pipe that nobody writes to would be waited for.
+  const int fd = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (fd < 0) {
     return absl::ErrnoToStatus(
         errno, absl::StrCat("key file ", path, ": cannot be opened (parley keygen makes keys)"));
   }
   struct stat status {};
   std::string text(kMaxFileBytes + 1, '\0');
-  const bool known = fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
-  const ssize_t size = known ? read(fd, text.data(), text.size()) : -1;
-  close(fd);
-  if (size < 0 || static_cast<size_t>(size) > kMaxFileBytes) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "key file %s: is no file of a key; allowed: up to %d bytes", path, kMaxFileBytes));
+  const bool regular = fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
+  absl::Status guarded = absl::OkStatus();
+  if (regular) {
+    guarded = CheckGuarded(absl::StrCat("key file ", path), status, guard.forbidden, guard.harm,
+                           guard.allowed);
   }
-  if ((status.st_mode & forbidden) != 0) {
-    return absl::PermissionDeniedError(
-        absl::StrFormat("key file %s: mode %04o, %s", path, status.st_mode & 07777, why));
+  const ssize_t size = regular && guarded.ok() ? read(fd, text.data(), text.size()) : -1;
+  close(fd);
+  if (!guarded.ok()) return guarded;
+  if (size < 0 || static_cast<size_t>(size) > kMaxFileBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("key file %s: is no file of a key; allowed: a regular file of up to %d "
+                        "bytes",
+                        path, kMaxFileBytes));
   }
   text.resize(size);
   return text;
@@ -113,17 +151,15 @@ absl::StatusOr<Fields> ParseFields(const std::string& path, const std::string& t
   return fields;
 }
 
-absl::StatusOr<Fields> ReadFields(const std::string& path, mode_t forbidden,
-                                  const std::string& why) {
-  absl::StatusOr<std::string> text = ReadGuarded(path, forbidden, why);
+absl::StatusOr<Fields> ReadFields(const std::string& path, const Guard& guard) {
+  absl::StatusOr<std::string> text = ReadGuarded(path, guard);
   if (!text.ok()) return text.status();
   return ParseFields(path, *text);
 }
 
 absl::Status LoadSecret(const std::string& directory, NodeKeys* keys) {
   const std::string path = SecretPath(directory, keys->role);
-  absl::StatusOr<Fields> fields =
-      ReadFields(path, kReadByOthers, "others may read this secret; allowed: 0600 (chmod 600)");
+  absl::StatusOr<Fields> fields = ReadFields(path, kSecret);
   if (!fields.ok()) return fields.status();
   keys->public_key = (*fields)["public"];
   keys->secret_key = (*fields)["secret"];
@@ -142,8 +178,7 @@ absl::Status LoadSecret(const std::string& directory, NodeKeys* keys) {
 }
 
 absl::Status LoadAuthorized(const std::string& path, NodeKeys* keys) {
-  absl::StatusOr<Fields> fields = ReadFields(
-      path, kWrittenByOthers, "others may change who is let in; allowed: 0644 (chmod 644)");
+  absl::StatusOr<Fields> fields = ReadFields(path, kPublic);
   if (!fields.ok()) return fields.status();
   const std::optional<PeerRole> role = ParseRole((*fields)["role"]);
   if (!role || fields->contains("secret")) {
@@ -234,7 +269,9 @@ absl::Status MakeKeys(const std::string& directory, PeerRole role, const std::st
   }
   const std::string authorized = directory + "/authorized";
   absl::Status status = MakeDirectory(directory, 0700);
+  if (status.ok()) status = CheckDirectory(directory);
   if (status.ok()) status = MakeDirectory(authorized, 0755);
+  if (status.ok()) status = CheckDirectory(authorized);
   if (!status.ok()) return status;
   const std::string role_name(RoleName(role));
   const std::string who =
@@ -244,9 +281,10 @@ absl::Status MakeKeys(const std::string& directory, PeerRole role, const std::st
   status =
       WriteNew(secret_path, 0600,
                absl::StrCat("# The secret key of a ", role_name, ": for nobody else to read.\n",
-                            who, "secret ", secret_key.data(), "\n"));
+                            who, "secret ", secret_key.data(), "\n"),
+               "another directory");  // a role has one secret in each
   if (!status.ok()) return status;
-  status = WriteNew(open_path, 0644, who);
+  status = WriteNew(open_path, 0644, who, "another directory, or another --name");
   if (!status.ok()) unlink(secret_path.c_str());
   return status;
 }
@@ -254,9 +292,12 @@ absl::Status MakeKeys(const std::string& directory, PeerRole role, const std::st
 absl::StatusOr<NodeKeys> LoadKeys(const std::string& directory, PeerRole role) {
   NodeKeys keys;
   keys.role = role;
-  absl::Status status = LoadSecret(directory, &keys);
+  const std::string authorized = directory + "/authorized";
+  absl::Status status = LoadSecret(directory, &keys);  // first, since its error names the file
+  if (status.ok()) status = CheckDirectory(directory);
+  if (status.ok()) status = CheckDirectory(authorized);
   if (!status.ok()) return status;
-  absl::StatusOr<std::vector<std::string>> paths = ListPublic(directory + "/authorized");
+  absl::StatusOr<std::vector<std::string>> paths = ListPublic(authorized);
   if (!paths.ok()) return paths.status();
   for (const std::string& path : *paths) {
     if (status = LoadAuthorized(path, &keys); !status.ok()) return status;

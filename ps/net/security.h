@@ -38,12 +38,13 @@ std::optional<PeerRole> ParseRole(std::string_view name);
 
 // Writes a new key pair of `role` into `directory`, which is made if need be. `name` (letters,
 // digits, '.', '-', '_') tells public keys of one role apart. kAlreadyExists: there is a key
-// already; nothing is overwritten.
+// already; nothing is overwritten. kPermissionDenied: the directory is not guarded as LoadKeys
+// wants.
 absl::Status MakeKeys(const std::string& directory, PeerRole role, const std::string& name);
 
 // The secret of `role` and all authorized keys of `directory`. kPermissionDenied: the secret can be
-// read, or an authorized key written, by others than its owner. kInvalidArgument, kNotFound: which
-// file, and what it should hold.
+// read, or an authorized key, or what is in one of the two directories, be changed by others than
+// this user and root. kInvalidArgument, kNotFound: which file, and what it should hold.
 absl::StatusOr<NodeKeys> LoadKeys(const std::string& directory, PeerRole role);
 
 // What a flag --keys asks for: nothing if it is empty, else LoadKeys into `keys`.

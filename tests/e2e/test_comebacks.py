@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """One thing dies, is slow, or is asked for, while `parley run` trains: it goes on, with the weights of a run where nothing did."""
 
+import fcntl
 import os
 import re
 import signal
@@ -166,6 +167,58 @@ class Saved(Base):
         run = self.resume(name="run")
         self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
         self.assertEqual(self.summary()["weights_sha256"], self.calm(sets))
+
+    def test_a_run_that_goes_on_is_left_alone(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        run = self.start_training(sets=sets)
+        self.await_("a checkpoint", self.checkpoints)
+        files = [self.dir / "run" / name for name in ("experiment.resolved.textproto", "scheduler.endpoint")]
+        before = [(path.read_bytes(), path.stat().st_ino) for path in files]
+        second = self.start("second", "parley", "run", "--resume", self.dir / "run", "--run-dir", self.dir / "run", "--set",
+                            "optimizer.lr=0.5")
+        self.assert_fails(second, f"directory {self.dir / 'run'}:",
+                          "another parley run", "allowed: ", code=2)
+        self.assertEqual([(path.read_bytes(), path.stat().st_ino) for path in files], before)
+        self.end_well(run, sets)
+        self.assertFalse((self.dir / "run" / "lock").exists())
+
+    def test_a_directory_that_a_scheduler_holds_is_left_alone(self):
+        sets = (*SETS, "checkpoints.every_steps=500")
+        run = self.start_training(sets=sets)
+        self.await_("a checkpoint", self.checkpoints)
+        run.signal(signal.SIGKILL)
+        run.wait(harness.FAILURE_S)
+        self.assertEqual(self.await_gone(harness.FAILURE_S), {})
+        # As the scheduler does, of a run that was killed or one by hand.
+        with open(self.dir / "run" / "state" / "lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.assert_fails(self.resume(name="run"), self.dir / "run", "a scheduler has its state/", code=2)
+            self.assertTrue((self.dir / "run" / "scheduler.endpoint").exists())
+            self.assertFalse((self.dir / "run" / "summary.json").exists())
+        run = self.resume(name="run")
+        self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
+
+    def test_a_relative_directory_is_found_from_anywhere(self):
+        run = self.start_run(sets=[*SETS, "checkpoints.every_steps=500", "checkpoints.directory=of-run/../saved"])
+        self.assertEqual(run.wait(harness.RUN_S), 0, run.story())
+        self.assertIn(f'directory: "{self.dir}/saved"',
+                      (self.dir / "run" / "experiment.resolved.textproto").read_text())
+
+        def elsewhere():
+            os.chdir("/")
+
+        listed = self.start("list", "parley", "checkpoint", "list", self.dir / "run", preexec=elsewhere)
+        self.assertEqual(listed.wait(harness.FAILURE_S), 0, listed.story())
+        self.assertIn("yes", listed.stdout())
+        # To another place, in the same run directory: the newest of that place counts from then on.
+        moved = self.start("moved", "parley", "run", "--resume", self.dir / "run", "--run-dir", self.dir / "run", "--set",
+                           f"checkpoints.directory={self.dir}/moved", "--set", "checkpoints.at_end=true",
+                           preexec=elsewhere)
+        self.assertEqual(moved.wait(harness.RUN_S), 0, moved.story())
+        self.assertIn(f"from {self.dir}/saved/step-", moved.stdout())
+        inspected = self.start("inspect", "parley", "checkpoint", "inspect", self.dir / "run", preexec=elsewhere)
+        self.assertEqual(inspected.wait(harness.FAILURE_S), 0, inspected.story())
+        self.assertIn(f"{self.dir}/moved/step-", inspected.stdout())
 
     def test_nothing_to_resume(self):
         (self.dir / "run").mkdir()

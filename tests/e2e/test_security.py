@@ -2,6 +2,7 @@
 """Keys: a cluster trains with them to the same weights, and nobody else gets in or listens to others."""
 
 import os
+import re
 import stat
 
 import harness
@@ -87,6 +88,30 @@ class Security(harness.E2eTest):
         self.assertEqual((keys / "server.key").read_bytes(), before)
         self.keygen("keys", "--roles", "baker", code=2)
 
+    def test_keygen_makes_no_keys_where_others_may_replace_them(self):
+        shared = self.dir / "shared"
+        shared.mkdir()
+        os.chmod(shared, 0o777)
+        refused = self.start("refused", "parley", "keygen", "--out", shared)
+        self.assert_fails(refused, shared, "mode 0777", "chmod go-w", code=2)
+        self.assertEqual(os.listdir(shared), [])
+
+    def test_a_run_that_goes_on_keeps_its_keys(self):
+        sets = ("cluster.transport=TCP", "checkpoints.at_end=true")
+        both = self.start_run(harness.TINY, "--secure", "--keys", self.dir, sets=sets)
+        self.assert_fails(both, "--keys", "--secure", "allowed: one", code=2)
+        self.assertFalse((self.dir / "run").exists(), "so that the command can be put right")
+        self.run_to_end(harness.TINY, "--secure", sets=sets)
+        public = (self.dir / "run" / "keys" / "authorized" / "server-main.pub").read_text()
+        (self.dir / "run" / "logs" / "worker-0.log").unlink()
+        again = self.start("again", "parley", "run", "--resume", self.dir / "run", "--run-dir", self.dir / "run", "--set",
+                           "training.epochs=4")
+        self.assertEqual(again.wait(harness.RUN_S), 0, again.story())
+        self.assertIn(f"uses the keys of the run so far, {self.dir}/run/keys", again.stdout())
+        key = re.search(r"public (.{40})", public)[1]
+        self.assertRegex(self.log_text(self.dir / "run" / "logs" / "worker-0.log"),
+                         r"over tcp://127\.0\.0\.1:\d+#" + re.escape(key))
+
     def test_connections_past_the_limit_wait_and_the_job_goes_on(self):
         scheduler = self.start_scheduler(harness.TINY, "--max-connections", "3",
                                          sets=["cluster.servers=1", "cluster.workers=1"])
@@ -130,7 +155,9 @@ class Security(harness.E2eTest):
         endpoint = (self.dir / "run" / "scheduler.endpoint").read_text().strip()
         self.authorize(self.dir / "run" / "keys", mine)
         other = self.start("other", "parley", "save", endpoint, "--keys", mine)
-        self.assert_fails(other, "did not answer within")
+        self.assert_fails(other, "did not answer within", f"with the scheduler's key in '{mine}' (of --keys)", "allowed: ")
+        bare = self.start("bare", "parley", "save", endpoint)
+        self.assert_fails(bare, "did not answer within", "without keys", "--keys DIR")
         run.signal(2)
         run.wait(harness.FAILURE_S)
 

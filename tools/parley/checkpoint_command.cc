@@ -8,16 +8,15 @@
 #include <set>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "ps/checkpoint/checkpoint_files.h"
-#include "ps/config/experiment.h"
 #include "ps/config/suggest.h"
 #include "tools/parley/checkpoint_export.h"
+#include "tools/parley/checkpoint_root.h"
 
 namespace parley {
 namespace {
@@ -73,23 +72,13 @@ absl::StatusOr<std::vector<std::string>> CheckpointsIn(const std::string& path,
                                             "directory of checkpoints, or one of them"));
   };
   if (!Files()->Exists(path)) return none(path, "does not exist");
-  // One without its manifest is still one, and what is wrong with it is to be said.
-  if (Files()->Exists(path + "/manifest.json") || absl::StartsWith(BaseName(path), "step-")) {
+  if (IsOneCheckpoint(Files(), path)) {
     if (step.has_value()) {
       return absl::InvalidArgumentError("--step with one checkpoint; allowed: with several");
     }
     return std::vector<std::string>{path};
   }
-  std::string root = path;
-  if (Files()->Exists(path + "/checkpoints")) {
-    root = path + "/checkpoints";
-  } else if (const std::string resolved = path + "/experiment.resolved.textproto";
-             Files()->Exists(resolved)) {
-    absl::StatusOr<pb::Experiment> experiment = LoadExperiment(resolved);
-    if (experiment.ok() && !experiment->checkpoints().directory().empty()) {
-      root = experiment->checkpoints().directory();
-    }
-  }
+  const std::string root = CheckpointRoot(Files(), path);
   absl::StatusOr<std::vector<uint64_t>> steps = ListCheckpoints(Files(), root);
   if (!steps.ok()) return steps.status();
   if (steps->empty()) return none(root, "has no checkpoint");

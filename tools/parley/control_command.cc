@@ -20,8 +20,10 @@
 namespace parley {
 namespace {
 
-// Partitions are copied meanwhile, or files written; the scheduler says that it is at it.
-constexpr absl::Duration kDeadline = absl::Minutes(10);
+// After which the scheduler, once it was there, is given up. What is asked for may take any time:
+// asked again every few seconds, it says that it is at it. Time enough for one that died to be
+// started again, which is then asked in its place.
+constexpr absl::Duration kSilence = absl::Minutes(1);
 // Nobody there: no scheduler needs so long for its first word.
 constexpr absl::Duration kFirstWord = absl::Seconds(10);
 
@@ -40,24 +42,47 @@ absl::StatusOr<std::string> EndpointOf(const std::string& where) {
                    "directory of a run, or the scheduler's endpoint, tcp://host:port"));
 }
 
+// What is asked with.
+struct Credentials {
+  std::shared_ptr<const NodeKeys> keys;  // null: none
+  std::string story;                     // for people: which, and where from
+};
+
 // Who may order a job about has its scheduler's key: that of --keys, or of a run that made its own.
-absl::Status FindKeys(const std::string& where, std::string keys,
-                      std::shared_ptr<const NodeKeys>* found) {
+absl::StatusOr<Credentials> FindKeys(const std::string& where, std::string keys) {
+  Credentials found;
+  const bool given = !keys.empty();
   std::error_code error;
-  if (keys.empty() && !absl::StrContains(where, "://") &&
+  if (!given && !absl::StrContains(where, "://") &&
       std::filesystem::is_directory(where + "/keys", error)) {
     keys = where + "/keys";
   }
-  return UseKeys(keys, PeerRole::kScheduler, found);
+  absl::Status used = UseKeys(keys, PeerRole::kScheduler, &found.keys);
+  if (!used.ok()) return used;
+  found.story = keys.empty() ? "without keys"
+                             : absl::StrCat("with the scheduler's key in '", keys, "' (",
+                                            given ? "of --keys" : "of the run directory", ")");
+  return found;
 }
 
-absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint,
-                                      std::shared_ptr<const NodeKeys> keys,
+// A node that wants other keys says nothing at all, nor does one that is not there.
+absl::Status NoAnswer(const std::string& endpoint, const Credentials& with,
+                      const std::string& last_log) {
+  return absl::DeadlineExceededError(absl::StrCat(
+      "the scheduler at ", endpoint, " did not answer within ", absl::FormatDuration(kFirstWord),
+      "; is it running there? It was asked ", with.story,
+      "; allowed: the keys that the job was started with, --keys DIR, or none if it has none",
+      last_log.empty() ? "" : absl::StrCat(" (", last_log, ")")));
+}
+
+absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint, const Credentials& with,
                                       const pb::Control& control, const std::string& what) {
+  std::string last_log;  // what the transport has to say, such as whose key was refused
   LoopEnv env({.offload_threads = 0});
   ZmqTransport::Options options;
   options.self = NodeId{env.Random()};
-  options.keys = std::move(keys);
+  options.keys = with.keys;
+  options.log = [&last_log](const std::string& line) { last_log = line; };
   absl::StatusOr<std::unique_ptr<ZmqTransport>> transport =
       ZmqTransport::Create(&env, std::move(options));
   if (!transport.ok()) return transport.status();
@@ -69,9 +94,10 @@ absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint,
     frame.header.set_kind(pb::CONTROL);
     frame.header.set_body(control.SerializeAsString());
     const CallId call = rpc.Call(kSchedulerNode, std::move(frame),
-                                 {.deadline = kDeadline,
+                                 {.deadline = kSilence,
                                   .attempt = absl::Milliseconds(300),
-                                  .what = absl::StrCat(what, " by the scheduler at ", endpoint)},
+                                  .what = absl::StrCat(what, " by the scheduler at ", endpoint),
+                                  .parked_extends = true},
                                  [&](absl::StatusOr<Frame> answer) {
                                    pb::ControlAnswer body;
                                    absl::Status status =
@@ -86,9 +112,7 @@ absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint,
     env.After(kFirstWord, [&, call] {
       if (!rpc.ParkedFor(call).empty()) return;  // it is at it
       rpc.Cancel(call);
-      result = absl::DeadlineExceededError(
-          absl::StrCat("the scheduler at ", endpoint, " did not answer within ",
-                       absl::FormatDuration(kFirstWord), "; is it running there?"));
+      result = NoAnswer(endpoint, with, last_log);
       env.Stop();
     });
   });
@@ -98,13 +122,11 @@ absl::StatusOr<pb::ControlAnswer> Ask(const std::string& endpoint,
 
 int Control(const std::string& where, const std::string& keys_directory, const pb::Control& control,
             const std::string& what) {
-  std::shared_ptr<const NodeKeys> keys;
-  if (absl::Status status = FindKeys(where, keys_directory, &keys); !status.ok()) {
-    return Complain(status, kExitUsage);
-  }
+  absl::StatusOr<Credentials> keys = FindKeys(where, keys_directory);
+  if (!keys.ok()) return Complain(keys.status(), kExitUsage);
   absl::StatusOr<std::string> endpoint = EndpointOf(where);
   if (!endpoint.ok()) return Complain(endpoint.status(), kExitUsage);
-  absl::StatusOr<pb::ControlAnswer> answer = Ask(*endpoint, std::move(keys), control, what);
+  absl::StatusOr<pb::ControlAnswer> answer = Ask(*endpoint, *keys, control, what);
   if (!answer.ok()) {
     const bool usage = absl::IsInvalidArgument(answer.status());
     return Complain(answer.status(), usage ? kExitUsage : kExitFailure);

@@ -55,7 +55,8 @@ int KeygenCommand(const CommandArgs& args) {
   for (PeerRole role : *wanted) {
     absl::Status status = MakeKeys(directory, role, name);
     if (!status.ok()) {
-      const bool usage = absl::IsInvalidArgument(status) || absl::IsAlreadyExists(status);
+      const bool usage = absl::IsInvalidArgument(status) || absl::IsAlreadyExists(status) ||
+                         absl::IsPermissionDenied(status);
       return Complain(status, usage ? kExitUsage : kExitFailure);
     }
     const std::string text(RoleName(role));

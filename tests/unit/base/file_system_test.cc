@@ -162,6 +162,23 @@ TEST(SimFileSystem, ACrashLeavesWhatWasSyncedAndSomeOfTheRest) {
   EXPECT_THAT(seen, ElementsAre("beginning", "kept", "lost", "named", "torn", "unnamed"));
 }
 
+// A path that nobody can look up, root no more than others: one that leads back to itself.
+TEST(PosixFileSystem, WhatCannotBeSeenIsNotTakenForMissing) {
+  FileSystem* const files = FileSystem::Posix();
+  const std::string root = testing::TempDir() + "/file_system_loop";
+  ASSERT_TRUE(files->MakeDirectory(root).ok());
+  const std::string loop = root + "/loop";
+  std::filesystem::create_symlink("loop", loop);
+  EXPECT_TRUE(files->Exists(loop));
+  EXPECT_TRUE(files->Exists(loop + "/file"));
+  const absl::Status made = files->MakeDirectory(loop + "/directory");
+  EXPECT_THAT(std::string(made.message()), HasSubstr("Too many levels"));
+  ASSERT_TRUE(files->WriteWhole(root + "/file", "").ok());
+  EXPECT_FALSE(files->Exists(root + "/no"));
+  EXPECT_FALSE(files->Exists(root + "/file/no")) << "a file has nothing in it";
+  EXPECT_TRUE(files->Remove(root).ok());
+}
+
 TEST(SimFileSystem, WriteWholeIsOldOrNewWhereverTheMachineStops) {
   std::set<std::string> seen;
   for (uint64_t seed = 0; seed < 400; ++seed) {

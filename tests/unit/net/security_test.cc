@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -10,6 +11,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -101,10 +103,60 @@ TEST_F(Keys, WhoIsLetInIsTheOwnersToSay) {
               AllOf(HasSubstr("worker-main.pub"), HasSubstr("chmod 644")));
 }
 
+TEST_F(Keys, DirectoriesThatOthersCanWriteToAreRefused) {
+  MakeAll();
+  for (const std::string path : {dir_, dir_ + "/authorized"}) {
+    const mode_t before = ModeOf(path);
+    for (const mode_t mode : {0775u, 0707u, 01777u}) {
+      ASSERT_EQ(chmod(path.c_str(), mode), 0);
+      EXPECT_THAT(ErrorOfLoading(PeerRole::kServer, absl::StatusCode::kPermissionDenied),
+                  AllOf(HasSubstr(path + ": mode"), HasSubstr(absl::StrFormat("%04o", mode)),
+                        HasSubstr("chmod go-w")));
+      const absl::Status made = MakeKeys(dir_, PeerRole::kServer, "other");
+      EXPECT_EQ(made.code(), absl::StatusCode::kPermissionDenied) << made;
+    }
+    ASSERT_EQ(chmod(path.c_str(), before), 0);
+  }
+  EXPECT_TRUE(LoadKeys(dir_, PeerRole::kServer).ok());
+  ASSERT_EQ(chmod(root_.c_str(), 01777), 0);
+  EXPECT_TRUE(LoadKeys(dir_, PeerRole::kServer).ok()) << "what is above them is the user's to know";
+}
+
+TEST_F(Keys, WhatAnotherUserOwnsIsRefused) {
+  if (geteuid() != 0) GTEST_SKIP() << "only root can give files away";
+  MakeAll();
+  constexpr uid_t kOther = 12345;
+  for (const std::string name : {"", "/server.key", "/authorized", "/authorized/worker-main.pub"}) {
+    const std::string path = dir_ + name;
+    ASSERT_EQ(chown(path.c_str(), kOther, -1), 0);
+    EXPECT_THAT(ErrorOfLoading(PeerRole::kServer, absl::StatusCode::kPermissionDenied),
+                AllOf(HasSubstr(path + ": mode"), HasSubstr("owner 12345"),
+                      HasSubstr("allowed: mode"), HasSubstr("owner 0")));
+    ASSERT_EQ(chown(path.c_str(), 0, -1), 0);
+  }
+  EXPECT_TRUE(LoadKeys(dir_, PeerRole::kServer).ok());
+}
+
+TEST_F(Keys, APipeIsNotWaitedFor) {
+  MakeAll();
+  ASSERT_EQ(mkfifo((dir_ + "/authorized/x.pub").c_str(), 0600), 0);
+  EXPECT_THAT(ErrorOfLoading(PeerRole::kServer, absl::StatusCode::kInvalidArgument),
+              AllOf(HasSubstr("x.pub"), HasSubstr("regular file")));
+}
+
 TEST_F(Keys, NothingIsOverwritten) {
   MakeAll();
   const std::string before = Read(dir_ + "/server.key");
-  EXPECT_EQ(MakeKeys(dir_, PeerRole::kServer, "other").code(), absl::StatusCode::kAlreadyExists);
+  const absl::Status made = MakeKeys(dir_, PeerRole::kServer, "other");
+  EXPECT_EQ(made.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(
+      std::string(made.message()),
+      AllOf(HasSubstr("server.key"), HasSubstr("another directory"), Not(HasSubstr("--name"))));
+  // A public key's name is of the caller's choosing.
+  ASSERT_TRUE(fs::remove(dir_ + "/worker.key"));
+  EXPECT_THAT(std::string(MakeKeys(dir_, PeerRole::kWorker, "main").message()),
+              AllOf(HasSubstr("worker-main.pub"), HasSubstr("another --name")));
+  EXPECT_FALSE(fs::exists(dir_ + "/worker.key"));
   EXPECT_EQ(Read(dir_ + "/server.key"), before);
   EXPECT_FALSE(fs::exists(dir_ + "/authorized/server-other.pub"));
 }

@@ -88,6 +88,31 @@ TEST_F(SchedulerCheckpointTest, WrittenOnRequestAndGoneBackTo) {
   EXPECT_THAT(Events(), HasSubstr("all begin again from the checkpoint of step 8 with 1 servers"));
 }
 
+TEST_F(SchedulerCheckpointTest, AFullDiskIsAnAnswer) {
+  root_ = "/checkpoints";
+  StartJob();
+  ServeCheckpoints();
+  for (auto& node : nodes_) {
+    node->on_checkpoint = [this, serve = node->on_checkpoint](NodeId from, const Frame& frame) {
+      files_.SetFaults({});
+      serve(from, frame);
+      // There was room for the servers' files, and is none for the manifest.
+      files_.SetFaults({.capacity_bytes = files_.used_bytes()});
+    };
+  }
+  pb::Control control;
+  control.set_checkpoint(true);
+  Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);
+  tool.rpc->SetIdentity(JobId("job"), 0, 0);
+  std::optional<absl::Status> said;
+  tool.Ask(pb::CONTROL, control.SerializeAsString(),
+           [&](absl::StatusOr<Frame> frame) { said = frame.status(); });
+  Run(absl::Seconds(3));
+  ASSERT_TRUE(said.has_value()) << Events();
+  EXPECT_EQ(said->code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(said->message()), HasSubstr("No space left on device"));
+}
+
 TEST_F(SchedulerCheckpointTest, BySteps) {
   root_ = "/checkpoints";
   experiment_.mutable_checkpoints()->set_every_steps(3);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -14,6 +15,7 @@ namespace {
 
 // "parley-scheduler-state 1 <BLAKE2b-256 of what follows, hex>\n", then the state.
 constexpr absl::string_view kMagic = "parley-scheduler-state 1 ";
+constexpr absl::string_view kName = "parley-scheduler-state ";  // of any version
 constexpr size_t kHashBytes = 32;
 
 std::string HashOf(absl::string_view bytes) {
@@ -25,8 +27,12 @@ std::string HashOf(absl::string_view bytes) {
 }
 
 absl::StatusOr<std::string> Unpack(const std::string& path, absl::string_view content) {
-  const auto bad = [&path](absl::string_view what) {
-    return absl::DataLossError(
+  // A foreign file is not what --anew may remove; one that a disk has cut short is.
+  const bool foreign = !absl::StartsWith(content, kName) && !absl::StartsWith(kName, content);
+  const auto code = foreign ? absl::StatusCode::kInvalidArgument : absl::StatusCode::kDataLoss;
+  const auto bad = [&path, code](absl::string_view what) {
+    return absl::Status(
+        code,
         absl::StrCat("'", path, "' ", what,
                      "; allowed: what a scheduler has written there, or no such file: then the job "
                      "begins anew"));
@@ -39,6 +45,14 @@ absl::StatusOr<std::string> Unpack(const std::string& path, absl::string_view co
   content.remove_prefix(2 * kHashBytes + 1);
   if (HashOf(content) != hash) return bad("is damaged: its checksum is another");
   return std::string(content);
+}
+
+// What to others of this program means "another leads", "try again" or "the job is over" is none of
+// it from a disk: EISDIR, EBUSY; ESTALE; ECANCELED.
+absl::Status OfDisk(const absl::Status& status) {
+  const bool special =
+      absl::IsFailedPrecondition(status) || absl::IsAborted(status) || absl::IsCancelled(status);
+  return special ? absl::UnavailableError(status.message()) : status;
 }
 
 }  // namespace
@@ -60,17 +74,18 @@ absl::Status DiskStore::Lock() {
 absl::StatusOr<std::optional<std::string>> DiskStore::OpenNow() {
   if (sodium_init() < 0) return absl::InternalError("libsodium cannot be initialised");
   if (absl::Status made = options_.files->MakeDirectory(options_.directory); !made.ok()) {
-    return made;
+    return OfDisk(made);
   }
-  if (absl::Status locked = Lock(); !locked.ok()) return locked;
+  if (absl::Status locked = Lock(); !locked.ok()) return OfDisk(locked);
   if (!options_.files->Exists(StatePath())) return std::nullopt;
   absl::StatusOr<std::string> content = options_.files->ReadWhole(StatePath());
-  if (!content.ok()) return content.status();
+  if (!content.ok()) return OfDisk(content.status());
   return Unpack(StatePath(), *content);
 }
 
 absl::Status DiskStore::SaveNow(const std::string& state) {
-  return options_.files->WriteWhole(StatePath(), absl::StrCat(kMagic, HashOf(state), "\n", state));
+  return OfDisk(
+      options_.files->WriteWhole(StatePath(), absl::StrCat(kMagic, HashOf(state), "\n", state)));
 }
 
 absl::Status DiskStore::Forget() {

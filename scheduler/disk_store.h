@@ -3,8 +3,9 @@
 //   DIR/state   the last one saved, with a checksum: replaced whole, by rename, and synced
 //   DIR/lock    held by flock(2) from Open until this process ends, however it ends
 //
-// Errors name the file. Open: kUnavailable if another process holds the lock, kDataLoss if the file
-// is torn, or is something else. Thread-safety: as OffloadedStore.
+// Errors name the file; what the disk says is never kFailedPrecondition, kAborted or kCancelled.
+// Open: kUnavailable if another process holds the lock, kDataLoss if the file is torn or damaged,
+// kInvalidArgument if it is something else. Thread-safety: as OffloadedStore.
 #ifndef PARLEY_SCHEDULER_DISK_STORE_H_
 #define PARLEY_SCHEDULER_DISK_STORE_H_
 

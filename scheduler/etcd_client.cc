@@ -3,6 +3,7 @@
 #include <curl/curl.h>
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <memory>
 
 #include "absl/strings/escaping.h"
@@ -47,14 +48,62 @@ int64_t NumberOf(const Struct& object, const std::string& name) {
   return number;
 }
 
+// The first thing that a range has found; null if there is none.
+const Struct* FirstOf(const Struct& range) {
+  const Value* kvs = Find(range, "kvs");
+  if (kvs == nullptr || kvs->list_value().values_size() == 0) return nullptr;
+  return &kvs->list_value().values(0).struct_value();
+}
+
+absl::StatusOr<std::string> ValueOf(const Struct& kv) {
+  const Value* value = Find(kv, "value");
+  std::string bytes;
+  if (value != nullptr && !absl::Base64Unescape(value->string_value(), &bytes)) {
+    return absl::InternalError("a value in etcd is no base64");
+  }
+  return bytes;
+}
+
+bool Succeeded(const Struct& transaction) {
+  const Value* succeeded = Find(transaction, "succeeded");
+  return succeeded != nullptr && succeeded->bool_value();
+}
+
+// What the transaction's `index`th question has found; null if that is nothing.
+const Struct* FirstOfResponse(const Struct& answer, int index) {
+  const Value* responses = Find(answer, "responses");
+  if (responses == nullptr || responses->list_value().values_size() <= index) return nullptr;
+  const Value* range = Find(responses->list_value().values(index).struct_value(), "response_range");
+  return range == nullptr ? nullptr : FirstOf(range->struct_value());
+}
+
+std::string RangeOf(const std::string& key) {
+  return absl::StrCat("{\"request_range\":{\"key\":", Base64(key), "}}");
+}
+
+std::string DeleteOf(const std::string& key) {
+  return absl::StrCat("{\"request_delete_range\":{\"key\":", Base64(key), "}}");
+}
+
+std::string IsBoundTo(const std::string& key, int64_t lease) {
+  return absl::StrCat("{\"key\":", Base64(key),
+                      ",\"target\":\"LEASE\",\"result\":\"EQUAL\",\"lease\":\"", lease, "\"}");
+}
+
 absl::Status Refusal(const std::string& path, long http_code, const std::string& text) {
   Struct object;
   std::string message = text.substr(0, 300);
   auto code = http_code >= 500 ? absl::StatusCode::kUnavailable : absl::StatusCode::kInternal;
   if (google::protobuf::util::JsonStringToMessage(text, &object).ok()) {
-    if (const Value* value = Find(object, "message")) message = value->string_value();
+    // Of a stream, as keeping alive is one, it is one deeper, and its code has another name.
+    const Value* error = Find(object, "error");
+    const bool deeper = error != nullptr && error->has_struct_value();
+    const Struct& refusal = deeper ? error->struct_value() : object;
+    const Value* said = Find(refusal, "message");
+    if (said != nullptr && !said->string_value().empty()) message = said->string_value();
+    const Value* value = Find(refusal, "grpc_code");
+    if (value == nullptr) value = Find(refusal, "code");
     // gRPC's codes are absl's: 1 to 16, of which no refusal may be none.
-    const Value* value = Find(object, "code");
     if (value != nullptr && value->number_value() >= 1 && value->number_value() < 17) {
       code = static_cast<absl::StatusCode>(static_cast<int>(value->number_value()));
     }
@@ -108,6 +157,9 @@ absl::StatusOr<std::string> EtcdClient::PostTo(const std::string& address, const
   curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(body.size()));
   curl_easy_setopt(curl.get(), CURLOPT_POSTFIELDS, body.data());
   curl_easy_setopt(curl.get(), CURLOPT_TIMEOUT_MS, timeout_ms);
+  // A host that is gone answers nothing at all; the others are to have their turn in time.
+  curl_easy_setopt(curl.get(), CURLOPT_CONNECTTIMEOUT_MS,
+                   std::max(1L, timeout_ms / static_cast<long>(addresses_.size())));
   curl_easy_setopt(curl.get(), CURLOPT_NOSIGNAL, 1L);  // several threads
   curl_easy_setopt(curl.get(), CURLOPT_PROXY, "");     // whatever the environment says
   curl_easy_setopt(curl.get(), CURLOPT_PROTOCOLS_STR, "http");
@@ -125,35 +177,41 @@ absl::StatusOr<std::string> EtcdClient::PostTo(const std::string& address, const
 absl::StatusOr<EtcdClient::Json> EtcdClient::Post(const std::string& path,
                                                   const std::string& body) {
   std::string why;
-  for (const std::string& address : addresses_) {
+  const size_t first = answered_.load(std::memory_order_relaxed);
+  for (size_t i = 0; i < addresses_.size(); ++i) {
+    const size_t at = (first + i) % addresses_.size();
     long http_code = 0;
-    absl::StatusOr<std::string> answer = PostTo(address, path, body, &http_code);
+    absl::StatusOr<std::string> answer = PostTo(addresses_[at], path, body, &http_code);
     absl::Status status = answer.status();
-    if (answer.ok() && http_code != 200) status = Refusal(path, http_code, *answer);
-    if (status.ok()) {
-      Json json;
-      if (google::protobuf::util::JsonStringToMessage(*answer, &json).ok()) return json;
-      status = absl::UnavailableError("its answer is no JSON");
+    Json json;
+    if (answer.ok()) {
+      const bool is_json = google::protobuf::util::JsonStringToMessage(*answer, &json).ok();
+      if (http_code != 200 || (is_json && Find(json, "error") != nullptr)) {
+        status = Refusal(path, http_code, *answer);
+      } else if (!is_json) {
+        status = absl::UnavailableError("its answer is no JSON");
+      }
     }
-    // Another member may be better off; a refusal is the cluster's.
-    if (!absl::IsUnavailable(status)) return status;
+    // Another member may be better off; any other refusal is the cluster's.
+    if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) {
+      answered_.store(at, std::memory_order_relaxed);
+      if (!status.ok()) return status;
+      return json;
+    }
     why = std::string(status.message());
   }
   return absl::UnavailableError(
       absl::StrCat("etcd at ", absl::StrJoin(addresses_, ", "), " does not answer: ", why));
 }
 
-absl::StatusOr<std::optional<std::string>> EtcdClient::Get(const std::string& key) {
+absl::StatusOr<std::optional<std::string>> EtcdClient::Get(const std::string& key,
+                                                           int64_t* revision) {
   absl::StatusOr<Json> answer = Post("/v3/kv/range", absl::StrCat("{\"key\":", Base64(key), "}"));
   if (!answer.ok()) return answer.status();
-  const Value* kvs = Find(*answer, "kvs");
-  if (kvs == nullptr || kvs->list_value().values_size() == 0) return std::nullopt;
-  const Value* value = Find(kvs->list_value().values(0).struct_value(), "value");
-  std::string bytes;
-  if (value != nullptr && !absl::Base64Unescape(value->string_value(), &bytes)) {
-    return absl::InternalError(absl::StrCat("etcd's value of ", key, " is no base64"));
-  }
-  return bytes;
+  const Struct* kv = FirstOf(*answer);
+  if (revision != nullptr) *revision = kv == nullptr ? 0 : NumberOf(*kv, "mod_revision");
+  if (kv == nullptr) return std::nullopt;
+  return ValueOf(*kv);
 }
 
 absl::StatusOr<int64_t> EtcdClient::Grant(absl::Duration ttl) {
@@ -178,34 +236,59 @@ absl::Status EtcdClient::Revoke(int64_t lease) {
   return Post("/v3/lease/revoke", absl::StrCat("{\"ID\":\"", lease, "\"}")).status();
 }
 
-absl::StatusOr<bool> EtcdClient::Transact(const std::string& compare, const std::string& success) {
-  absl::StatusOr<Json> answer =
-      Post("/v3/kv/txn", absl::StrCat("{\"compare\":[", compare, "],\"success\":[", success, "]}"));
-  if (!answer.ok()) return answer.status();
-  const Value* succeeded = Find(*answer, "succeeded");
-  return succeeded != nullptr && succeeded->bool_value();
+absl::StatusOr<EtcdClient::Json> EtcdClient::Transact(const std::string& compare,
+                                                      const std::string& success,
+                                                      const std::string& failure) {
+  return Post("/v3/kv/txn", absl::StrCat("{\"compare\":[", compare, "],\"success\":[", success,
+                                         "],\"failure\":[", failure, "]}"));
 }
 
 absl::StatusOr<bool> EtcdClient::Claim(const std::string& key, const std::string& value,
                                        int64_t lease) {
-  return Transact(
+  absl::StatusOr<Json> answer = Transact(
       absl::StrCat("{\"key\":", Base64(key),
                    ",\"target\":\"CREATE\",\"result\":\"EQUAL\",\"create_revision\":\"0\"}"),
       absl::StrCat("{\"request_put\":{\"key\":", Base64(key), ",\"value\":", Base64(value),
-                   ",\"lease\":\"", lease, "\"}}"));
+                   ",\"lease\":\"", lease, "\"}}"),
+      RangeOf(key));
+  if (!answer.ok()) return answer.status();
+  if (Succeeded(*answer)) return true;
+  // Maybe by this very call, at an address that did not answer in time.
+  const Struct* kv = FirstOfResponse(*answer, 0);
+  return kv != nullptr && NumberOf(*kv, "lease") == lease;
 }
 
-absl::StatusOr<bool> EtcdClient::PutWhile(const std::string& claimed, int64_t lease,
-                                          const std::string& key,
-                                          const std::optional<std::string>& value) {
-  const std::string change =
-      value ? absl::StrCat("{\"request_put\":{\"key\":", Base64(key), ",\"value\":", Base64(*value),
-                           "}}")
-            : absl::StrCat("{\"request_delete_range\":{\"key\":", Base64(key), "}}");
-  return Transact(
-      absl::StrCat("{\"key\":", Base64(claimed),
-                   ",\"target\":\"LEASE\",\"result\":\"EQUAL\",\"lease\":\"", lease, "\"}"),
-      change);
+absl::StatusOr<EtcdClient::Put> EtcdClient::PutWhile(const std::string& claimed, int64_t lease,
+                                                     const std::string& key, int64_t revision,
+                                                     const std::string& value) {
+  absl::StatusOr<Json> answer = Transact(
+      absl::StrCat(IsBoundTo(claimed, lease), ",{\"key\":", Base64(key),
+                   ",\"target\":\"MOD\",\"result\":\"EQUAL\",\"mod_revision\":\"", revision, "\"}"),
+      absl::StrCat("{\"request_put\":{\"key\":", Base64(key), ",\"value\":", Base64(value), "}}"),
+      absl::StrCat(RangeOf(claimed), ",", RangeOf(key)));
+  if (!answer.ok()) return answer.status();
+  if (Succeeded(*answer)) {
+    const Value* header = Find(*answer, "header");
+    return Put{.claimed = true,
+               .holds = true,
+               .revision = header == nullptr ? 0 : NumberOf(header->struct_value(), "revision")};
+  }
+  const Struct *claim = FirstOfResponse(*answer, 0), *kv = FirstOfResponse(*answer, 1);
+  Put put;
+  put.claimed = claim != nullptr && NumberOf(*claim, "lease") == lease;
+  if (kv == nullptr) return put;
+  put.revision = NumberOf(*kv, "mod_revision");
+  absl::StatusOr<std::string> held = ValueOf(*kv);
+  if (!held.ok()) return held.status();
+  put.holds = put.claimed && *held == value;
+  return put;
+}
+
+absl::Status EtcdClient::Release(const std::string& claimed, int64_t lease,
+                                 const std::string& key) {
+  return Transact(IsBoundTo(claimed, lease), absl::StrCat(DeleteOf(key), ",", DeleteOf(claimed)),
+                  "")
+      .status();
 }
 
 }  // namespace parley

@@ -156,7 +156,8 @@ absl::Status State::OpenOnce() {
 
 absl::Status State::Open(bool anew) {
   absl::Status status = OpenOnce();
-  if (!status.ok() || !anew || !found || Waited()) return status;
+  const bool torn = absl::IsDataLoss(status);  // of no use, and all the less in the way
+  if (!(status.ok() ? found : torn) || !anew || Waited()) return status;
   if (status = store->Forget(); !status.ok()) return status;
   return OpenOnce();
 }

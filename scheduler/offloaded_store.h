@@ -31,7 +31,7 @@ class OffloadedStore : public StateStore {
   virtual absl::Status Forget() = 0;
 
  protected:
-  // kAborted: somebody else has it, and Open is to try again after `retry`.
+  // kAborted: somebody else has it, or that cannot be told now: Open is to try again after kRetry.
   virtual absl::StatusOr<std::optional<std::string>> OpenNow() = 0;
   virtual absl::Status SaveNow(const std::string& state) = 0;
   // On the loop, after each OpenNow that went well.

@@ -255,6 +255,7 @@ void SchedulerNode::Impl::End() {
 
 // The job is another scheduler's: nobody is told to stop.
 void SchedulerNode::Impl::OnDeposed(const absl::Status& status) {
+  owns_state_ = false;  // it is the other's now, and not to be removed
   if (stop_told_) return;
   env_->Cancel(end_timer_);
   stop_told_ = true;  // by the other, if at all

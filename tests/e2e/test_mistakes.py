@@ -176,6 +176,28 @@ class Places(harness.E2eTest):
         # The first shard's port may be somebody's as well.
         self.assert_fails(server, "cannot listen on tcp://127.0.0.1:", "is in use")
 
+    def test_a_torn_state_of_the_scheduler(self):
+        directory = self.dir / "state"
+        directory.mkdir()
+        state = directory / "state"
+        state.write_bytes(b"parley-scheduler-state 1 0123")
+        self.assert_fails(self.start_scheduler(harness.TINY, "--state", directory), f"'{state}' is torn", "allowed: ")
+        anew = self.start_scheduler(harness.TINY, "--state", directory, "--anew", name="anew")
+        self.endpoint("anew")
+        self.assertFalse(state.exists(), "nothing is saved before all have joined")
+        anew.signal(signal.SIGTERM)
+        self.assert_fails(anew, "SIGTERM")
+
+    def test_a_file_that_is_no_state(self):
+        directory = self.dir / "state"
+        directory.mkdir()
+        state = directory / "state"
+        state.write_text("my diary\n")
+        for name, *args in (("plain",), ("anew", "--anew")):
+            self.assert_fails(self.start_scheduler(harness.TINY, "--state", directory, *args, name=name),
+                              f"'{state}' is no state of a scheduler", "allowed: ")
+        self.assertEqual(state.read_text(), "my diary\n")
+
     def test_addresses_that_are_not_here(self):
         self.assert_fails(self.start_scheduler(bind="tcp://192.0.2.1:0"), "192.0.2.1", "interfaces here")
         self.assert_fails(self.start_scheduler(name="second", bind="tcp://nosuchif0:0"), "nosuchif0")

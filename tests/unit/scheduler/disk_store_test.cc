@@ -5,6 +5,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
@@ -162,8 +164,50 @@ TEST_F(DiskStoreTest, EveryFlippedBitIsFound) {
     std::string flipped = whole;
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
     Write(flipped);
-    EXPECT_EQ(OpenAnew().code(), absl::StatusCode::kDataLoss) << bit;
+    // The first of its words says whose file it is.
+    EXPECT_EQ(OpenAnew().code(), bit / 8 < strlen("parley-scheduler-state ")
+                                     ? absl::StatusCode::kInvalidArgument
+                                     : absl::StatusCode::kDataLoss)
+        << bit;
   }
+}
+
+// Codes that mean something else to whoever opens and saves.
+TEST_F(DiskStoreTest, AnErrorOfTheDiskIsNoOtherScheduler) {
+  DiskStore store({.directory = dir_});
+  ASSERT_TRUE(OpenAndWait(&store).ok());
+  std::filesystem::create_directory(dir_ + "/state");  // EISDIR
+  const absl::Status saved = SaveAndWait(&store, "state");
+  EXPECT_EQ(saved.code(), absl::StatusCode::kUnavailable) << saved;
+  EXPECT_THAT(std::string(saved.message()), HasSubstr(dir_ + "/state'"));
+}
+
+// A network file system whose server has lost the directory: it was tried again in silence.
+TEST(DiskStore, AStaleDirectoryIsAnError) {
+  class Stale : public FileSystem {
+   public:
+    absl::StatusOr<std::unique_ptr<WritableFile>> Create(const std::string&) override {
+      return Error();
+    }
+    absl::StatusOr<uint64_t> Size(const std::string&) override { return Error(); }
+    absl::Status Read(const std::string&, uint64_t, uint64_t, std::byte*) override {
+      return Error();
+    }
+    absl::StatusOr<std::vector<std::string>> List(const std::string&) override { return Error(); }
+    bool Exists(const std::string&) override { return true; }
+    absl::Status MakeDirectory(const std::string&) override { return made; }
+    absl::Status Rename(const std::string&, const std::string&) override { return Error(); }
+    absl::Status Link(const std::string&, const std::string&) override { return Error(); }
+    absl::Status Remove(const std::string&) override { return Error(); }
+    absl::Status SyncDirectory(const std::string&) override { return Error(); }
+    static absl::Status Error() { return absl::ErrnoToStatus(ESTALE, "a name"); }
+    absl::Status made;
+  } files;
+  DiskStore store({.directory = "state", .files = &files, .lock = false});
+  EXPECT_EQ(OpenAndWait(&store).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(SaveAndWait(&store, "state").code(), absl::StatusCode::kUnavailable);
+  files.made = Stale::Error();
+  EXPECT_EQ(OpenAndWait(&store).status().code(), absl::StatusCode::kUnavailable);
 }
 
 // The machine stops within each operation of a save in turn.
@@ -203,6 +247,8 @@ TEST_F(DiskStoreTest, AForeignFileIsRefusedAndLeftAlone) {
   std::filesystem::create_directories(dir_);
   Write("my diary\n");
   const absl::Status status = OpenAnew();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument)
+      << "not torn: --anew leaves it alone";
   EXPECT_THAT(std::string(status.message()),
               AllOf(HasSubstr("is no state of a scheduler"), HasSubstr("allowed: ")));
   EXPECT_EQ(Read(), "my diary\n");

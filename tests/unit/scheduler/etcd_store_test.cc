@@ -1,19 +1,11 @@
 #include "scheduler/etcd_store.h"
 
-#include <arpa/inet.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <fcntl.h>
-#include <filesystem>
 
 #include "scheduler/etcd_client.h"
+#include "tests/unit/scheduler/etcd_testing.h"
 #include "tests/unit/scheduler/store_testing.h"
 
 namespace parley {
@@ -22,118 +14,6 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-// Ports that nobody has; somebody may take them at once, so the server is tried again.
-std::vector<int> FreePorts(int count) {
-  std::vector<int> ports, sockets;
-  for (int i = 0; i < count; ++i) {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof(address);
-    if (bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-        getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0) {
-      ports.push_back(ntohs(address.sin_port));
-    }
-    sockets.push_back(fd);
-  }
-  for (int fd : sockets) close(fd);
-  return ports;
-}
-
-// etcd of this machine, for all tests of the file. None: they are skipped, and say so.
-class Etcd : public testing::Environment {
- public:
-  void SetUp() override {
-    for (const char* program : {"/usr/bin/etcd", "/usr/local/bin/etcd"}) {
-      if (access(program, X_OK) == 0) program_ = program;
-    }
-    if (program_.empty()) return;
-    dir_ = absl::StrCat(testing::TempDir(), "/parley_etcd_", getpid());
-    for (int i = 0; i < 3 && address_.empty(); ++i) Start();
-    ASSERT_FALSE(address_.empty()) << "etcd does not answer; its log is " << dir_ << "/log";
-  }
-  void TearDown() override {
-    Stop();
-    if (!address_.empty()) std::filesystem::remove_all(dir_);
-  }
-  bool installed() const { return !program_.empty(); }
-  const std::string& address() const { return address_; }
-  // Returns when it stands still: a signal takes effect some time after it was sent.
-  void Pause() {
-    kill(pid_, SIGSTOP);
-    waitpid(pid_, nullptr, WUNTRACED);
-  }
-  void GoOn() { kill(pid_, SIGCONT); }
-
- private:
-  void Stop() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-
-  void Start() {
-    std::filesystem::remove_all(dir_);
-    std::filesystem::create_directories(dir_);
-    const std::vector<int> ports = FreePorts(2);
-    const std::string client = absl::StrCat("http://127.0.0.1:", ports.at(0)),
-                      peer = absl::StrCat("http://127.0.0.1:", ports.at(1)),
-                      cluster = absl::StrCat("default=", peer), log = dir_ + "/log";
-    pid_ = fork();
-    if (pid_ == 0) {
-      prctl(PR_SET_PDEATHSIG, SIGKILL);
-      const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-      dup2(fd, STDOUT_FILENO);
-      dup2(fd, STDERR_FILENO);
-      execl(program_.c_str(), "etcd", "--data-dir", dir_.c_str(), "--listen-client-urls",
-            client.c_str(), "--advertise-client-urls", client.c_str(), "--listen-peer-urls",
-            peer.c_str(), "--initial-advertise-peer-urls", peer.c_str(), "--initial-cluster",
-            cluster.c_str(), "--unsafe-no-fsync", static_cast<char*>(nullptr));
-      _exit(127);
-    }
-    const std::string address = absl::StrCat("127.0.0.1:", ports[0]);
-    EtcdClient probe({address}, absl::Seconds(2));
-    for (int i = 0; i < 200; ++i) {
-      if (probe.Get("anything").ok()) {
-        address_ = address;
-        return;
-      }
-      if (waitpid(pid_, nullptr, WNOHANG) == pid_) {
-        pid_ = 0;
-        return;
-      }
-      poll(nullptr, 0, 50);
-    }
-    Stop();
-  }
-
-  std::string program_, dir_, address_;
-  pid_t pid_ = 0;
-};
-
-Etcd* const etcd = static_cast<Etcd*>(testing::AddGlobalTestEnvironment(new Etcd));
-
-class EtcdStoreTest : public testing::Test {
- protected:
-  void SetUp() override {
-    if (!etcd->installed()) GTEST_SKIP() << "etcd is not installed (Debian: etcd-server)";
-  }
-  // Each test has a job of its own.
-  EtcdStore::Options Options(const std::string& self) {
-    return {.addresses = {etcd->address()},
-            .job = testing::UnitTest::GetInstance()->current_test_info()->name(),
-            .self = self,
-            .ttl = absl::Seconds(2)};
-  }
-  EtcdClient client() { return EtcdClient({etcd->address()}, absl::Seconds(5)); }
-  std::string Key(const std::string& name) {
-    return absl::StrCat("/parley/", testing::UnitTest::GetInstance()->current_test_info()->name(),
-                        "/", name);
-  }
-};
 
 TEST_F(EtcdStoreTest, KeepsWhatWasSavedLastUnderTheJobsKeys) {
   const std::string binary("one\0\n\xff\"", 7);

@@ -131,6 +131,7 @@ TEST_F(SchedulerRestartTest, ADeposedSchedulerThatFailsTellsNobody) {
   Run(absl::Seconds(10));
   ASSERT_TRUE(end_.has_value());
   EXPECT_THAT(std::string(end_->message()), HasSubstr("another leads"));
+  EXPECT_FALSE(scheduler_->owns_state()) << "so it is not removed";
   EXPECT_FALSE(keeper_.summary.has_value());
   for (auto& node : nodes_) EXPECT_FALSE(node->stop.has_value());
 }

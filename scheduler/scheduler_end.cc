@@ -12,8 +12,9 @@ namespace {
 
 // How long the end of a job waits for each node's answer to STOP: a dead one gives none.
 constexpr absl::Duration kStopDeadline = absl::Seconds(3);
-// The checkpoint at the end: how often it is tried, and for how long in all, in start_timeout_ms.
-constexpr int kEndAttempts = 3, kEndPatience = 10;
+// The checkpoint at the end: how long one attempt may take, in start_timeout_ms, for which it is
+// tried again; and the pause in between.
+constexpr int kEndPatience = 10;
 constexpr absl::Duration kEndPause = absl::Seconds(2);
 // Between the last answer and the end of this node, so that it gets out.
 constexpr absl::Duration kLinger = absl::Milliseconds(200);
@@ -91,7 +92,7 @@ void SchedulerNode::Impl::MaybeFinish() {
   }
   if (options_.experiment.checkpoints().at_end() && checkpoints_.enabled() && !end_written_) {
     if (std::exchange(end_asked_, true)) return;
-    WriteEnd(1);
+    WriteEnd(env_->Now());
     return;
   }
   checkpoints_.Stop(absl::AbortedError("the job has come to its end"));
@@ -99,45 +100,38 @@ void SchedulerNode::Impl::MaybeFinish() {
   CollectCounts();
 }
 
-// The checkpoint at the end is what somebody wants of this job: it is tried a few times, and a job
+// The checkpoint at the end is what somebody wants of this job: it is tried for a while, and a job
 // without it has not succeeded.
-void SchedulerNode::Impl::WriteEnd(int attempt) {
+void SchedulerNode::Impl::WriteEnd(absl::Duration since) {
+  const absl::Duration patience = absl::Milliseconds(cluster().start_timeout_ms());
   const uint64_t generation = assignment_.generation();
   const auto over = [this, generation] {
     return generation != assignment_.generation() || restoring_ || end_written_ ||
            phase_ != Phase::kTraining;
   };
-  const auto give_up = [this](const absl::Status& status) {
+  const auto end_with = [this, over](const absl::Status& status) {
+    if (over()) return;
     env_->Cancel(write_end_timer_);
-    end_failure_ = absl::DataLossError(
-        absl::StrFormat("the checkpoint at the end was not written: %s", status.message()));
+    end_failure_ = status.ok()
+                       ? status
+                       : absl::DataLossError(absl::StrCat(
+                             "the checkpoint at the end was not written: ", status.message()));
     end_written_ = true;
     MaybeFinish();
   };
-  if (attempt == 1) {
-    end_failure_ = absl::OkStatus();
-    env_->Cancel(write_end_timer_);
-    write_end_timer_ = env_->After(
-        kEndPatience * absl::Milliseconds(cluster().start_timeout_ms()), [this, over, give_up] {
-          if (over()) return;
-          give_up(absl::DeadlineExceededError(
-              absl::StrFormat("it took longer than %d times start_timeout_ms %d", kEndPatience,
-                              cluster().start_timeout_ms())));
-        });
-  }
-  checkpoints_.RequestStep(tally_.finished_steps(),
-                           [this, attempt, over, give_up](const absl::StatusOr<uint64_t>& step) {
-                             if (over()) return;
-                             if (step.ok()) {
-                               env_->Cancel(write_end_timer_);
-                               end_written_ = true;
-                               return MaybeFinish();
-                             }
-                             if (attempt == kEndAttempts) return give_up(step.status());
-                             env_->After(kEndPause, [this, alive = alive_, attempt, over] {
-                               if (*alive && !over()) WriteEnd(attempt + 1);
-                             });
-                           });
+  env_->Cancel(write_end_timer_);
+  write_end_timer_ = env_->After(kEndPatience * patience, [end_with, patience] {
+    end_with(absl::DeadlineExceededError(absl::StrCat(
+        "no server said what became of it within ", absl::FormatDuration(kEndPatience * patience),
+        " (", kEndPatience, " times start_timeout_ms)")));
+  });
+  checkpoints_.RequestStep(tally_.finished_steps(), [this, since, patience, over, end_with](
+                                                        const absl::StatusOr<uint64_t>& step) {
+    if (step.ok() || env_->Now() - since >= patience) return end_with(step.status());
+    env_->After(kEndPause, [this, alive = alive_, since, over] {
+      if (*alive && !over()) WriteEnd(since);
+    });
+  });
 }
 
 // Everything is done: what the servers have counted completes the summary. Asked for apart from

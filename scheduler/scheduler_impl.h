@@ -129,7 +129,7 @@ class SchedulerNode::Impl {
   pb::CheckpointManifest Manifest(uint64_t step) const;
   void OnCheckpointCommitted(uint64_t step);
   void MaybeFinish();
-  void WriteEnd(int attempt);
+  void WriteEnd(absl::Duration since);
   void CollectCounts();
   void StopAll(const absl::Status& status);
   void TellStop();

@@ -9,13 +9,26 @@
 
 namespace parley {
 
-BackupPartition::BackupPartition(NodeId primary, std::unique_ptr<HostedPartition> state, Make make,
-                                 Answer answer, BufferPool* pool)
-    : primary_(primary),
-      state_(std::move(state)),
-      make_(std::move(make)),
-      answer_(std::move(answer)),
-      pool_(pool) {}
+// One run of bytes. All of them are here already, so a peer that says much brings no more than
+// that once again.
+Buffer Join(std::vector<Buffer> pieces, BufferPool* pool) {
+  if (pieces.empty()) return Buffer();
+  if (pieces.size() == 1) return std::move(pieces[0]);
+  uint64_t bytes = 0;
+  for (const Buffer& piece : pieces) bytes += piece.size();
+  Buffer whole = pool->Allocate(bytes);
+  uint64_t offset = 0;
+  for (const Buffer& piece : pieces) {
+    CopyPayload(whole.mutable_data() + offset, piece.data(), piece.size());
+    offset += piece.size();
+  }
+  return whole;
+}
+
+}  // namespace
+
+BackupPartition::BackupPartition(NodeId primary, Make make, Answer answer, BufferPool* pool)
+    : primary_(primary), make_(std::move(make)), answer_(std::move(answer)), pool_(pool) {}
 
 void BackupPartition::SetPrimary(NodeId primary) {
   if (primary == primary_) return;

@@ -12,15 +12,7 @@ constexpr absl::Duration kNewsPause = absl::Seconds(1);
 
 }  // namespace
 
-void Replication::Forget(uint32_t table, uint32_t partition) {
-  const auto found = sets_.find(Key(table, partition));
-  if (found == sets_.end()) return;
-  // What it did that no copy has confirmed was acknowledged to nobody; as long as it stays a copy
-  // itself, all of it counts.
-  found->second.partition->SetReplicated(false);
-  found->second.partition->SetOpSink(nullptr);
-  sets_.erase(found);
-}
+void Replication::Forget(uint32_t table, uint32_t partition) { sets_.erase(Key(table, partition)); }
 
 void Replication::Clear() {
   sets_.clear();

@@ -49,7 +49,8 @@ class Replication : public ReplicaHost {
   // Connected are the nodes already. `partition` must stay until Forget or Clear.
   void SetCopies(uint32_t table, HostedPartition* partition,
                  const std::vector<BackupPlace>& copies);
-  // Not a primary any more. Unknown ones are ignored.
+  // Not a primary any more: nothing of what the partition does later goes anywhere, and it is to be
+  // given up. Unknown ones are ignored.
   void Forget(uint32_t table, uint32_t partition);
   void Clear();
 

@@ -12,13 +12,39 @@ namespace {
 // A copy that cannot be brought up now is tried again after this.
 constexpr absl::Duration kPause = absl::Milliseconds(500);
 
-// Losing a message of this kind holds up a step, so little silence is taken for loss.
-CallOptions ToCopy(std::string what) {
+// Losing a message of this kind holds up a step, so little silence is taken for loss. But what is
+// still on its way through a slow network must not be sent once more behind itself.
+CallOptions ToCopy(std::string what, uint64_t bytes) {
+  constexpr double kSlowBytesPerSecond = 32 << 20;
+  const absl::Duration transfer = absl::Seconds(static_cast<double>(bytes) / kSlowBytesPerSecond);
   CallOptions options;
-  options.attempt = absl::Milliseconds(250);
-  options.max_attempt = absl::Seconds(2);
+  options.attempt = absl::Milliseconds(250) + transfer;
+  options.max_attempt = absl::Seconds(2) + 2 * transfer;
   options.what = std::move(what);
   return options;
+}
+
+// The i-th Part has the i-th piece of the keys, and that of the values; there is one at least.
+void CutOp(const SharedOp& op, uint32_t partition, Frame* frame) {
+  const auto piece_of = [](const Buffer& whole, uint64_t offset) {
+    if (offset >= whole.size()) return Buffer();
+    return whole.Slice(offset, std::min(ReplicaSender::kMaxPieceBytes, whole.size() - offset));
+  };
+  uint64_t offset = 0;
+  do {
+    pb::Part* part = frame->header.add_part();
+    part->set_partition(partition);
+    if (Buffer keys = piece_of(op.keys, offset); !keys.empty()) {
+      part->set_keys(static_cast<uint32_t>(keys.size() / sizeof(uint64_t)));
+      part->set_key_bytes(keys.size());
+      frame->payload.push_back(std::move(keys));
+    }
+    if (Buffer values = piece_of(op.values, offset); !values.empty()) {
+      part->set_count(values.num_floats());
+      frame->payload.push_back(std::move(values));
+    }
+    offset += ReplicaSender::kMaxPieceBytes;
+  } while (offset < std::max(op.keys.size(), op.values.size()));
 }
 
 }  // namespace
@@ -104,7 +130,8 @@ void ReplicaSender::SendSync() {
   frame.header.set_kind(pb::SYNC);
   frame.header.set_table(table_);
   frame.header.set_epoch(message_epoch_);
-  sync_call_ = rpc_->Call(place_.node, std::move(frame), ToCopy("bringing up " + Name()),
+  CallOptions options = ToCopy("bringing up " + Name(), frame.payload_bytes());
+  sync_call_ = rpc_->Call(place_.node, std::move(frame), std::move(options),
                           [this](absl::StatusOr<Frame> answer) { OnSyncAnswer(answer.status()); });
 }
 
@@ -187,19 +214,10 @@ void ReplicaSender::Send(Pending& pending) {
   frame.header.set_table(table_);
   frame.header.set_epoch(pending.epoch);
   frame.header.set_body(op.body);
-  pb::Part* part = frame.header.add_part();
-  part->set_partition(partition_);
-  if (!op.keys.empty()) {
-    part->set_keys(static_cast<uint32_t>(op.keys.size() / sizeof(uint64_t)));
-    part->set_key_bytes(op.keys.size());
-    frame.payload.push_back(op.keys);
-  }
-  if (!op.values.empty()) {
-    part->set_count(op.values.num_floats());
-    frame.payload.push_back(op.values);
-  }
-  pending.call = rpc_->Call(place_.node, std::move(frame),
-                            ToCopy(absl::StrFormat("operation %d to ", op.index) + Name()),
+  CutOp(op, partition_, &frame);
+  CallOptions options =
+      ToCopy(absl::StrFormat("operation %d to ", op.index) + Name(), frame.payload_bytes());
+  pending.call = rpc_->Call(place_.node, std::move(frame), std::move(options),
                             [this, index = op.index](absl::StatusOr<Frame> answer) {
                               OnOpAnswer(index, answer.status());
                             });
@@ -228,7 +246,7 @@ void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
     if (host_->epoch() > answered.epoch) Send(answered);
   } else if (absl::IsDeadlineExceeded(status)) {
     Send(answered);
-  } else {
+  } else if (absl::IsDataLoss(status)) {
     Tell(pb::BackupNews::DIVERGED, std::string(status.message()));
     Restart(absl::ZeroDuration());
   }
@@ -239,6 +257,11 @@ void ReplicaSender::OnMap(bool synced) {
   // have been told since.
   counts_ |= synced;
   told_synced_ = synced;
+  } else {
+    // It did not come there, or not as one: nothing is known against the state that is there.
+    host_->Log(absl::StrFormat("%s did not get operation %d, and is brought up anew: %s", Name(),
+                               index, status.ToString()));
+    Restart(kPause);
   // What is still to be told is told of this map.
   for (size_t i = 1; i < news_.size(); ++i) news_[i].set_epoch(host_->epoch());
   MaybeTellSynced();

@@ -12,6 +12,8 @@
 //   any but   | more than kMaxQueued operations wait   | forget them; bring it up      | kWaiting
 //   kWaiting  |                                        |                               |
 //   kSyncing  | or, before it counts, more bytes wait  | the same; it holds operations | kWaiting
+//   kFollowing| an operation cannot be sent, or taken  | bring it up: it has what it   | kWaiting
+//             |                                        | had                           |
 //             | than the snapshot has                  | back until it is brought up   |
 //   any       | refused as stale (the fence)           | again with the next map       | same
 //
@@ -87,6 +89,9 @@ class ReplicaSender {
 
   void Enqueue(std::shared_ptr<const SharedOp> op);
 
+  // Of an operation's keys, and of its values, in one buffer of a frame: transports refuse larger
+  // ones than 80 MiB. What is not larger is never copied to be put together.
+  static constexpr uint64_t kMaxPieceBytes = uint64_t{32} << 20;
   // A new map names the same copy.
   void OnMap(bool synced);
 

@@ -227,7 +227,7 @@ void HistoryChecker::OnArrival(NodeId from, NodeId to, const Frame& frame) {
 void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
   const pb::FrameHeader& header = frame.header;
   if (header.kind() == pb::BACKUP_NEWS) return OnNews(from, frame);
-  if (header.kind() == pb::REPLICATE && header.part_size() == 1) {
+  if (header.kind() == pb::REPLICATE && header.part_size() > 0) {
     pb::ReplicaOp op;
     if (!op.ParseFromString(header.body())) return;
     copying_[{from, header.request_id()}] = {{header.table(), header.part(0).partition()},

@@ -110,17 +110,24 @@ void ReplicaSender::BeginSync() {
   try {
     snapshot_.emplace(host_->Snapshot(table_, partition_));
   } catch (const std::bad_alloc&) {
-    host_->Log(absl::StrFormat("no memory to bring up %s; it is tried again", Name()));
-    Restart(kPause);
-    LetGo();
-    return;
+    return OnRefused(absl::ResourceExhaustedError("there is no memory for it here"));
   }
   snapshot_bytes_ = snapshot_->total_bytes();
   state_ = State::kSyncing;
   attempt_ = host_->NextAttempt();
-  message_ = Frame();
-  snapshot_->Next(partition_, attempt_, &message_);
-  SendSync();
+  if (MakeMessage()) SendSync();
+}
+
+// False: there is none, and it is over for now.
+bool ReplicaSender::MakeMessage() {
+  try {
+    message_ = Frame();
+    snapshot_->Next(partition_, attempt_, &message_);
+    return true;
+  } catch (const std::bad_alloc&) {
+    OnRefused(absl::ResourceExhaustedError("there is no memory for a message here"));
+    return false;
+  }
 }
 
 void ReplicaSender::SendSync() {
@@ -143,17 +150,18 @@ void ReplicaSender::OnSyncAnswer(const absl::Status& status) {
     return;
   }
   if (absl::IsDeadlineExceeded(status)) return SendSync();
-  if (!status.ok()) {
-    host_->Log(absl::StrFormat("%s refused its state: %s", Name(), status.ToString()));
-    Restart(kPause);
-    return LetGo();
-  }
-  if (!snapshot_->done()) {
-    message_ = Frame();
-    snapshot_->Next(partition_, attempt_, &message_);
-    return SendSync();
-  }
-  OnSynced();
+  if (!status.ok()) return OnRefused(status);
+  if (snapshot_->done()) return OnSynced();
+  if (MakeMessage()) SendSync();
+}
+
+void ReplicaSender::OnRefused(const absl::Status& status) {
+  host_->Log(
+      absl::StrFormat("%s cannot be brought up; it is tried again: %s", Name(), status.ToString()));
+  Restart(kPause);
+  const bool is_told = !news_.empty() && news_.back().what() == pb::BackupNews::UNSYNCED;
+  if (counts_ && !is_told) Tell(pb::BackupNews::UNSYNCED, std::string(status.message()));
+  LetGo();
 }
 
 void ReplicaSender::OnSynced() {
@@ -249,6 +257,11 @@ void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
   } else if (absl::IsDataLoss(status)) {
     Tell(pb::BackupNews::DIVERGED, std::string(status.message()));
     Restart(absl::ZeroDuration());
+  } else {
+    // It did not come there, or not as one: nothing is known against the state that is there.
+    host_->Log(absl::StrFormat("%s did not get operation %d, and is brought up anew: %s", Name(),
+                               index, status.ToString()));
+    Restart(kPause);
   }
 }
 
@@ -256,12 +269,9 @@ void ReplicaSender::OnMap(bool synced) {
   // A map that does not call it synced says what the scheduler knew when it made the map; it may
   // have been told since.
   counts_ |= synced;
-  told_synced_ = synced;
-  } else {
-    // It did not come there, or not as one: nothing is known against the state that is there.
-    host_->Log(absl::StrFormat("%s did not get operation %d, and is brought up anew: %s", Name(),
-                               index, status.ToString()));
-    Restart(kPause);
+  // One that calls it synced may be from before something else was told, which is what the
+  // scheduler goes by. One that does not may be from before SYNCED: told again it does no harm.
+  told_synced_ &= synced;
   // What is still to be told is told of this map.
   for (size_t i = 1; i < news_.size(); ++i) news_[i].set_epoch(host_->epoch());
   MaybeTellSynced();
@@ -273,12 +283,11 @@ void ReplicaSender::OnMap(bool synced) {
 
 void ReplicaSender::MaybeTellSynced() {
   if (state_ != State::kFollowing || told_synced_ || acknowledged_ < announce_at_) return;
-  told_synced_ = true;
   Tell(pb::BackupNews::SYNCED, "");
 }
 
 void ReplicaSender::Tell(pb::BackupNews::What what, const std::string& text) {
-  if (what == pb::BackupNews::DIVERGED) told_synced_ = false;
+  told_synced_ = what == pb::BackupNews::SYNCED;
   // One after the other, so that they arrive in order; of those not begun the last says all.
   if (news_.size() > 1) news_.resize(1);
   pb::BackupNews news;
@@ -288,15 +297,23 @@ void ReplicaSender::Tell(pb::BackupNews::What what, const std::string& text) {
   news.set_node(Value(place_.node));
   news.set_what(what);
   news.set_text(text);
+  news.set_number(host_->NextNews());
   news_.push_back(std::move(news));
   if (news_.size() == 1) TellNext();
 }
 
 void ReplicaSender::TellNext() {
-  host_->TellNews(news_.front(), alive_, [this] {
-    news_.pop_front();
-    if (!news_.empty()) TellNext();
-  });
+  host_->TellNews(news_.front(), alive_, [this](bool believed) { OnTold(believed); });
+}
+
+void ReplicaSender::OnTold(bool believed) {
+  const pb::BackupNews::What what = news_.front().what();
+  news_.pop_front();
+  if (!news_.empty()) return TellNext();
+  // One that follows by now will be said to be complete.
+  if (what != pb::BackupNews::UNSYNCED || !believed || state_ == State::kFollowing) return;
+  counts_ = false;
+  host_->OnProgress(table_, partition_);
 }
 
 }  // namespace parley

@@ -122,7 +122,7 @@ void Replication::NextTurn() {
   }
 }
 
-void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task done) {
+void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Told done) {
   // Of copies that are complete there may be thousands at a time; the scheduler says so in sum.
   if (news.what() == pb::BackupNews::DIVERGED) {
     hooks_.log(absl::StrFormat("table %d, partition %d: the copy at node %s is brought up anew: %s",
@@ -134,7 +134,7 @@ void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task 
     if (alive.expired()) return;
     if (answer.ok() ||
         !(absl::IsDeadlineExceeded(answer.status()) || absl::IsUnavailable(answer.status()))) {
-      return done();
+      return done(answer.ok());
     }
     env_->After(kNewsPause, [this, news = std::move(news), alive = std::move(alive),
                              done = std::move(done)]() mutable {

@@ -117,19 +117,31 @@ TEST_F(SchedulerNodeTest, NewsOfACopyThatIsNoneAnyMoreAreRefused) {
   nodes_[0]->SayAllSynced();
   nodes_[1]->SayAllSynced();
   Run(absl::Milliseconds(100));
-  const pb::Assignment before = nodes_[1]->Last();
-  network_.Cut(nodes_[1]->node, kSchedulerNode);
-  Run(absl::Seconds(3));
-  network_.Heal();
-  ASSERT_THAT(Owners(nodes_[0]->Last()), ElementsAre(100, 100, 100, 100));
+  Kill(1);
+  Run(absl::Seconds(2));
+  Node* late = Add(pb::SERVER);  // gets copies, and half of the work
+  Run(absl::Milliseconds(100));
+  const pb::Assignment before = nodes_[0]->Last();
+  for (int i = 0; i < 8; ++i) {
+    Run(absl::Milliseconds(100));
+    nodes_[0]->SayAllSynced();
+    if (!late->assigned.empty()) late->SayAllSynced();
+  }
+  const std::vector<uint64_t> was = Owners(before), now = Owners(nodes_[0]->Last());
+  int refused = 0;
   for (const pb::Backup& backup : before.map().table(0).backup()) {
-    if (before.map().table(0).owner(backup.partition()) != 1) continue;
+    const uint64_t owner = was[backup.partition()];
+    if (owner == now[backup.partition()]) continue;
     std::optional<absl::Status> answer;
-    nodes_[1]->Say(0, backup, pb::BackupNews::UNSYNCED, 100, &answer);
-    Run(absl::Seconds(1));
+    ASSERT_EQ(owner, 100u);
+    nodes_[0]->Say(0, backup, pb::BackupNews::UNSYNCED, 1000, &answer);
+    Run(absl::Milliseconds(100));
     ASSERT_TRUE(answer.has_value());
     EXPECT_EQ(answer->code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(answer->message()), HasSubstr("news 1000 of table 0"));
+    ++refused;
   }
+  EXPECT_GT(refused, 0);
 }
 
 TEST_F(SchedulerNodeTest, WithoutCopiesAllBeginAgain) {

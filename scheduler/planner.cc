@@ -16,6 +16,7 @@ struct Copy {
   int shard = kNobody;  // index into PlanInput::servers
   bool synced = false;
   uint64_t since = 0;
+  uint64_t news = 0;  // as pb::Backup has it
 };
 struct Partition {
   int owner = kNobody;
@@ -79,6 +80,7 @@ class ServerPlanner {
           backup->set_shard(index[copy.shard]);
           backup->set_synced(copy.synced);
           backup->set_since(copy.since);
+          if (copy.news > 0) backup->set_news(copy.news);
         }
       }
     }
@@ -98,7 +100,8 @@ class ServerPlanner {
       for (const pb::Backup& backup : table.backup()) {
         const int shard = find(backup.shard());
         if (shard == kNobody) continue;  // what a dead server held is gone
-        partitions[backup.partition()].backups.push_back({shard, backup.synced(), backup.since()});
+        partitions[backup.partition()].backups.push_back(
+            {shard, backup.synced(), backup.since(), backup.news()});
       }
       of_table_.emplace_back(input_.servers.size(), 0);
       for (const Partition& partition : partitions) {
@@ -160,7 +163,8 @@ class ServerPlanner {
     const int heir = partition->backups[i].shard;
     const int old = partition->owner;
     partition->backups.erase(partition->backups.begin() + i);
-    for (Copy& copy : partition->backups) copy.synced = false, copy.since = epoch_;
+    // What is heard of them from now on is another primary's, with its own numbers.
+    for (Copy& copy : partition->backups) copy = {copy.shard, false, epoch_};
     --copies_[heir];
     Own(table, heir, 1);
     if (old != kNobody) Own(table, old, -1);

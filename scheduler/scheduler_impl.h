@@ -74,7 +74,6 @@ class SchedulerNode::Impl {
   template <typename Message>
   absl::StatusOr<uint32_t> RankOf(const Member& member, const Message& message) const;
   void OnFailed(NodeId from, const Frame& request);
-  void OnBackupNews(NodeId from, const Frame& request);
   void OnWatch();
   std::string Awaited();
   std::string Where();
@@ -89,6 +88,7 @@ class SchedulerNode::Impl {
   void OnDeadServer(Member server, const std::string& cause, const absl::Status& verdict);
   // False: it has died too often without getting anywhere.
   bool NoteFailure(uint32_t rank);
+  void OnBackupNews(NodeId from, const Frame& request);
   // The node's process goes from members and from all that is awaited of it.
   void Forget(const Member& member);
   bool Endures() const;  // deaths do not end the job

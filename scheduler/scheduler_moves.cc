@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "ps/net/scheduler_link.h"
 #include "scheduler/scheduler_impl.h"
 
 namespace parley {
@@ -127,6 +128,57 @@ void SchedulerNode::Impl::Forget(const Member& member) {
   unanswered_.erase(node);
   let_go_.erase(node);
   members_.Remove(node);
+}
+
+// A primary says what became of a copy. What is older than the copy's place on the map is about an
+// earlier one; what is older than what was heard of it last was overtaken, or is a late duplicate.
+// Only who is answered OK has been believed: a primary that goes on without a copy must know that
+// the copy will not be promoted.
+void SchedulerNode::Impl::OnBackupNews(NodeId from, const Frame& request) {
+  pb::BackupNews news;
+  if (absl::Status status = ParseBody(request, &news); !status.ok()) {
+    rpc_.ReplyError(from, request.header, status);
+    return;
+  }
+  members_.Heard(from, env_->Now());
+  bool known = false;
+  pb::PartitionMap* map = assignment_.mutable_map();
+  for (pb::TableMap& table : *map->mutable_table()) {
+    if (table.table() != news.table()) continue;
+    for (pb::Backup& backup : *table.mutable_backup()) {
+      if (backup.partition() != news.partition() ||
+          map->shard(backup.shard()).node() != news.node() ||
+          map->shard(table.owner(backup.partition())).node() != Value(from) ||
+          backup.since() > news.epoch() || news.number() < backup.news()) {
+        continue;
+      }
+      known = true;
+      if (news.number() == backup.news()) continue;  // its answer was lost
+      backup.set_news(news.number());
+      backup.set_synced(news.what() == pb::BackupNews::SYNCED);
+      if (news.what() != pb::BackupNews::SYNCED) {
+        const Member* holder = members_.Find(NodeId{news.node()});
+        Event(absl::StrFormat("the copy of partition %d of table %d on %s %s: %s", news.partition(),
+                              news.table(), holder != nullptr ? holder->Describe(true) : "a server",
+                              news.what() == pb::BackupNews::DIVERGED
+                                  ? "differed and is made again"
+                                  : "cannot be brought up and is none until it is",
+                              news.text()));
+      }
+    }
+  }
+  if (!known) {
+    return rpc_.ReplyError(
+        from, request.header,
+        absl::FailedPreconditionError(absl::StrFormat(
+            "news %d of table %d, partition %d is of a copy that epoch %d does not have there, or "
+            "there were later ones",
+            news.number(), news.table(), news.partition(), map->epoch())));
+  }
+  journal_.Save([this, from, header = request.header] {
+    rpc_.Reply(from, header, Frame());
+    RequestRound(false);
+  });
 }
 
 bool SchedulerNode::Impl::Exact() const {

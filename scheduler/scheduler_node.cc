@@ -354,42 +354,6 @@ void SchedulerNode::Impl::OnFailed(NodeId from, const Frame& request) {
   OnDead(from, cause, verdict);
 }
 
-// A primary says what became of a copy. What is older than the copy's place on the map is about an
-// earlier one.
-void SchedulerNode::Impl::OnBackupNews(NodeId from, const Frame& request) {
-  pb::BackupNews news;
-  if (absl::Status status = ParseBody(request, &news); !status.ok()) {
-    rpc_.ReplyError(from, request.header, status);
-    return;
-  }
-  members_.Heard(from, env_->Now());
-  pb::PartitionMap* map = assignment_.mutable_map();
-  for (pb::TableMap& table : *map->mutable_table()) {
-    if (table.table() != news.table()) continue;
-    for (pb::Backup& backup : *table.mutable_backup()) {
-      if (backup.partition() != news.partition() ||
-          map->shard(backup.shard()).node() != news.node() ||
-          map->shard(table.owner(backup.partition())).node() != Value(from) ||
-          backup.since() > news.epoch()) {
-        continue;
-      }
-      backup.set_synced(news.what() == pb::BackupNews::SYNCED);
-      if (news.what() == pb::BackupNews::DIVERGED) {
-        const Member* holder = members_.Find(NodeId{news.node()});
-        Event(
-            absl::StrFormat("the copy of partition %d of table %d on %s differed and is made "
-                            "again: %s",
-                            news.partition(), news.table(),
-                            holder != nullptr ? holder->Describe(true) : "a server", news.text()));
-      }
-    }
-  }
-  journal_.Save([this, from, header = request.header] {
-    rpc_.Reply(from, header, Frame());
-    RequestRound(false);
-  });
-}
-
 void SchedulerNode::Impl::OnWatch() {
   watch_timer_ = env_->After(Watch(), [this] { OnWatch(); });
   const absl::Duration now = env_->Now();

@@ -2,20 +2,36 @@
 
 #include <new>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_format.h"
+#include "ps/base/payload_copy.h"
 #include "ps/net/scheduler_link.h"
 #include "ps/wire/payload.h"
 
 namespace parley {
+namespace {
 
-BackupPartition::BackupPartition(NodeId primary, std::unique_ptr<HostedPartition> state, Make make,
-                                 Answer answer, BufferPool* pool)
-    : primary_(primary),
-      state_(std::move(state)),
-      make_(std::move(make)),
-      answer_(std::move(answer)),
-      pool_(pool) {}
+// One run of bytes. All of them are here already, so a peer that says much brings no more than
+// that once again.
+Buffer Join(std::vector<Buffer> pieces, BufferPool* pool) {
+  if (pieces.empty()) return Buffer();
+  if (pieces.size() == 1) return std::move(pieces[0]);
+  uint64_t bytes = 0;
+  for (const Buffer& piece : pieces) bytes += piece.size();
+  Buffer whole = pool->Allocate(bytes);
+  uint64_t offset = 0;
+  for (const Buffer& piece : pieces) {
+    CopyPayload(whole.mutable_data() + offset, piece.data(), piece.size());
+    offset += piece.size();
+  }
+  return whole;
+}
+
+}  // namespace
+
+BackupPartition::BackupPartition(NodeId primary, Make make, Answer answer, BufferPool* pool)
+    : primary_(primary), make_(std::move(make)), answer_(std::move(answer)), pool_(pool) {}
 
 void BackupPartition::SetPrimary(NodeId primary) {
   if (primary == primary_) return;
@@ -30,23 +46,33 @@ void BackupPartition::SetPrimary(NodeId primary) {
 absl::Status BackupPartition::CheckOp(const Frame& request, Waiting* op) const {
   absl::Status status = ParseBody(request, &op->op);
   if (!status.ok()) return status;
-  const pb::Part& part = request.header.part(0);
-  PartPayload payload = std::move(SplitPayload(request)[0]);
-  // The codec of frames lets a control message name bytes that do not come.
-  if (payload.keys.size() != part.keys() * sizeof(uint64_t) || part.has_value_bytes() ||
-      payload.values.size() != part.count() * sizeof(float)) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "operation %d on partition %d says %d keys and %d values, with %d and %d bytes",
-        op->op.index(), part.partition(), part.keys(), part.count(), payload.keys.size(),
-        payload.values.size()));
+  std::vector<PartPayload> parts = SplitPayload(request);
+  const uint32_t partition = request.header.part(0).partition();
+  std::vector<Buffer> keys, values;
+  uint64_t key_count = 0, value_count = 0;
+  for (int i = 0; i < request.header.part_size(); ++i) {
+    const pb::Part& part = request.header.part(i);
+    // The codec of frames lets a control message name bytes that do not come.
+    if (parts[i].keys.size() != part.keys() * sizeof(uint64_t) || part.has_value_bytes() ||
+        parts[i].values.size() != part.count() * sizeof(float) || part.partition() != partition) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "operation %d on partition %d: a part of partition %d says %d keys and %d values, with "
+          "%d and %d bytes",
+          op->op.index(), partition, part.partition(), part.keys(), part.count(),
+          parts[i].keys.size(), parts[i].values.size()));
+    }
+    key_count += part.keys();
+    value_count += part.count();
+    if (part.keys() > 0) keys.push_back(std::move(parts[i].keys));
+    if (part.count() > 0) values.push_back(std::move(parts[i].values));
   }
-  if (part.count() != 0 && part.count() != state_->values(part.keys())) {
+  if (value_count != 0 && value_count != state_->values(key_count)) {
     return absl::InvalidArgumentError(absl::StrFormat(
         "operation %d on partition %d brings %d values for %d keys, allowed is %d", op->op.index(),
-        part.partition(), part.count(), part.keys(), state_->values(part.keys())));
+        partition, value_count, key_count, state_->values(key_count)));
   }
-  op->keys = std::move(payload.keys);
-  op->values = std::move(payload.values);
+  op->keys = Join(std::move(keys), pool_);
+  op->values = Join(std::move(values), pool_);
   op->request = request.header;
   return state_->CheckKeys(KeyList(op->keys));
 }

@@ -44,9 +44,8 @@ class BackupPartition {
   using Answer =
       absl::AnyInvocable<void(NodeId to, const pb::FrameHeader& request, const absl::Status&)>;
 
-  // `state`: what is here already, of a primary that was; null: nothing. `pool` must outlive this.
-  BackupPartition(NodeId primary, std::unique_ptr<HostedPartition> state, Make make, Answer answer,
-                  BufferPool* pool);
+  // Without a state, until `primary` has brought it up. `pool` must outlive this.
+  BackupPartition(NodeId primary, Make make, Answer answer, BufferPool* pool);
 
   // By a new map. Another one than before has to bring this up anew, since the two may have done
   // different things last; until it has, the state stays what it was.

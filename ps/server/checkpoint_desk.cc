@@ -16,18 +16,23 @@ bool Same(const pb::CheckpointRequest& a, const pb::CheckpointRequest& b) {
 void CheckpointDesk::OnRequest(NodeId from, const pb::FrameHeader& header,
                                const pb::CheckpointRequest& request, const std::string& file_name,
                                const std::vector<HostedTable*>& tables, bool bsp) {
-  if (task_ != nullptr && !Same(task_->request(), request)) {
-    Abandon(absl::AbortedError(
-        absl::StrFormat("a checkpoint of step %d is wanted by now", request.step())));
+  // A duplicate that comes late must not end the one that is wanted by now.
+  if (IsOver(header.request_id())) {
+    return rpc_->ReplyError(
+        from, header,
+        absl::AbortedError(absl::StrFormat(
+            "this checkpoint of step %d was given up, another is wanted by now", request.step())));
   }
   if (task_ == nullptr && last_ && Same(last_->first, request)) {
+    NoteId(header.request_id());
     askers_.emplace_back(from, header);
     return AnswerAll(last_->second);
   }
-  if (task_ == nullptr) {
+  if (task_ == nullptr || !Same(task_->request(), request)) {
     absl::Status status = CheckpointTask::Check(request.step(), tables);
     if (!status.ok()) return rpc_->ReplyError(from, header, status);
-    last_.reset();
+    Abandon(absl::AbortedError(
+        absl::StrFormat("a checkpoint of step %d is wanted by now", request.step())));
     task_ = std::make_unique<CheckpointTask>(
         env_, files_, request, file_name, tables, bsp,
         [this](absl::StatusOr<pb::CheckpointFile> result) { OnDone(std::move(result)); });
@@ -36,7 +41,24 @@ void CheckpointDesk::OnRequest(NodeId from, const pb::FrameHeader& header,
     return asker.first == from && asker.second.request_id() == header.request_id();
   });
   if (!again) askers_.emplace_back(from, header);
+  NoteId(header.request_id());
   rpc_->ReplyParked(from, header, task_->WaitsFor());
+}
+
+bool CheckpointDesk::IsOver(uint64_t request_id) const {
+  return std::find(over_.begin(), over_.end(), request_id) != over_.end();
+}
+
+void CheckpointDesk::NoteId(uint64_t request_id) {
+  if (std::find(ids_.begin(), ids_.end(), request_id) != ids_.end()) return;
+  if (ids_.size() == kMaxOver) ids_.erase(ids_.begin());
+  ids_.push_back(request_id);
+}
+
+void CheckpointDesk::Supersede() {
+  over_.insert(over_.end(), ids_.begin(), ids_.end());
+  ids_.clear();
+  while (over_.size() > kMaxOver) over_.pop_front();
 }
 
 void CheckpointDesk::OnDone(absl::StatusOr<pb::CheckpointFile> result) {
@@ -63,6 +85,7 @@ void CheckpointDesk::AnswerAll(const absl::StatusOr<pb::CheckpointFile>& result)
 
 void CheckpointDesk::Abandon(const absl::Status& why) {
   last_.reset();
+  Supersede();
   if (task_ == nullptr) return;
   task_.reset();
   AnswerAll(why);

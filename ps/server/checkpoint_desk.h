@@ -1,10 +1,13 @@
 // CheckpointDesk: what the scheduler asks a shard about checkpoints. One at a time; asked again,
-// it says the same again; asked for another, it gives the one before up.
+// it says the same again; asked for another, it gives the one before up. Which is the other can be
+// told by the request's id alone: a later one may be of an earlier step.
 //
 // Owned by one loop; not thread-safe.
 #ifndef PARLEY_PS_SERVER_CHECKPOINT_DESK_H_
 #define PARLEY_PS_SERVER_CHECKPOINT_DESK_H_
 
+#include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -42,6 +45,12 @@ class CheckpointDesk {
 
  private:
   using Asker = std::pair<NodeId, pb::FrameHeader>;
+  // Requests that were given up for another, newest last: so many that none comes later still.
+  static constexpr size_t kMaxOver = 64;
+
+  bool IsOver(uint64_t request_id) const;
+  void NoteId(uint64_t request_id);
+  void Supersede();
   void OnDone(absl::StatusOr<pb::CheckpointFile> result);
   void AnswerAll(const absl::StatusOr<pb::CheckpointFile>& result);
 
@@ -50,6 +59,8 @@ class CheckpointDesk {
   FileSystem* const files_;
   std::unique_ptr<CheckpointTask> task_;  // null: none is under way
   std::vector<Asker> askers_;             // of it; the same one asks under few ids
+  std::vector<uint64_t> ids_;  // that the present one was asked for with, or the last one
+  std::deque<uint64_t> over_;  // those of the ones before
   // The last that was done, and what became of it.
   std::optional<std::pair<pb::CheckpointRequest, absl::StatusOr<pb::CheckpointFile>>> last_;
 };

@@ -83,7 +83,18 @@ absl::Status HostedPartition::CheckPush(const pb::FrameHeader& header, const pb:
   status = CheckSize(header, part);
   if (!status.ok()) return status;
   if (!header.has_tick()) return CheckWithoutTick(header);
-  if (IsSuperseded(header.rank(), header.tick())) return absl::OkStatus();
+  if (IsSuperseded(header.rank(), header.tick())) {
+    // What waits for the step is one push of each worker, as what is held: else one worker could
+    // fill memory. A successor begins with none (NewIncarnation).
+    const bool again =
+        std::any_of(superseding_.begin(), superseding_.end(), [&](const Superseding& push) {
+          return push.worker == header.rank() && push.tick == header.tick();
+        });
+    if (!again) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "worker %d has pushed tick %d to partition %d before, with another sequence", header.rank(),
+        header.tick(), setup_.index));
+  }
   if (absl::StatusOr<Aggregator::Verdict> added =
           aggregator_->Check(header.tick(), header.rank(), header.weight());
       !added.ok()) {

@@ -147,6 +147,7 @@ absl::Status HostedPartition::Load(PartitionSnapshot snapshot) {
   const TableState own = TakeOwn(&snapshot.values);
   Aggregator::State gradients;
   status = values_->Load(snapshot.values);
+  snapshot.values = TableState();  // copied: it need not lie beside what is still to be copied
   if (status.ok()) status = LoadWorkers(state, &gradients);
   if (status.ok()) status = LoadHeld(state, own, &gradients);
   if (status.ok()) status = aggregator_->Load(std::move(gradients));

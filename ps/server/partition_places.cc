@@ -42,7 +42,6 @@ absl::Status AddBackup(const pb::TableSpec& table, const pb::PartitionMap& map,
   if (node == self) {
     if (place.role == PartitionRole::kBackup) return error("is named twice");
     place.role = PartitionRole::kBackup;
-    place.synced = backup.synced();
   }
   if (std::any_of(place.backups.begin(), place.backups.end(),
                   [&](const BackupPlace& other) { return other.node == node; })) {

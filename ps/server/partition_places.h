@@ -26,7 +26,6 @@ enum class PartitionRole { kNone, kPrimary, kBackup };
 struct PartitionPlace {
   PartitionRole role = PartitionRole::kNone;
   NodeId primary = kNoNode;
-  bool synced = false;               // of a backup, as the map has it
   std::vector<BackupPlace> backups;  // of a primary
 };
 

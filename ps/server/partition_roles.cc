@@ -27,11 +27,9 @@ void PartitionRoles::Clear() {
   places_.clear();
 }
 
-void PartitionRoles::AddBackup(HostedTable& table, uint32_t partition, NodeId primary,
-                               std::unique_ptr<HostedPartition> state) {
+void PartitionRoles::AddBackup(HostedTable& table, uint32_t partition, NodeId primary) {
   table.backups[partition] = std::make_unique<BackupPartition>(
-      primary, std::move(state),
-      [this, &table, partition] { return table.Make(partition, incarnations_); },
+      primary, [this, &table, partition] { return table.Make(partition, incarnations_); },
       [this](NodeId to, const pb::FrameHeader& request, const absl::Status& status) {
         hooks_.answer(to, request, status);
       },
@@ -55,7 +53,7 @@ absl::Status PartitionRoles::Begin(const pb::Assignment& assignment,
     if (!table.ok()) return table.status();
     for (uint32_t index = 0; index < wanted->size(); ++index) {
       const PartitionPlace& place = (*wanted)[index];
-      if (place.role == PartitionRole::kBackup) AddBackup(**table, index, place.primary, nullptr);
+      if (place.role == PartitionRole::kBackup) AddBackup(**table, index, place.primary);
       if (place.role != PartitionRole::kPrimary) continue;
       absl::StatusOr<std::unique_ptr<HostedPartition>> made = (*table)->Make(index, incarnations_);
       if (!made.ok()) return made.status();
@@ -106,19 +104,17 @@ void PartitionRoles::Change(HostedTable& table, uint32_t partition, const Partit
     table.backups.erase(backup);
     return;
   }
-  std::unique_ptr<HostedPartition> was;
   if (table.Find(partition) != nullptr) {
     replication_->Forget(table.id(), partition);
-    was = table.Release(partition);
+    given_up->push_back(table.Release(partition));
   }
   if (place.role == PartitionRole::kNone) {
     if (backup != table.backups.end()) table.backups.erase(backup);
   } else if (backup != table.backups.end()) {
     backup->second->SetPrimary(place.primary);
   } else {
-    AddBackup(table, partition, place.primary, place.synced ? std::move(was) : nullptr);
+    AddBackup(table, partition, place.primary);
   }
-  if (was != nullptr) given_up->push_back(std::move(was));
 }
 
 absl::Status PartitionRoles::Move(const pb::Assignment& assignment) {

@@ -6,7 +6,7 @@
 //   nothing | copy     | an empty one, which its primary brings up
 //   nothing | primary  | refused, but where a generation begins: first weights, or a checkpoint's
 //   primary | primary  | its copies may be others
-//   primary | copy     | it stays if the map calls it synced, and is brought up by the new primary
+//   primary | copy     | forgotten; an empty one, which the new primary brings up
 //   copy    | primary  | promoted as it is; refused if there is nothing to promote
 //   copy    | copy     | maybe of another primary, which brings it up again
 //   any     | nothing  | forgotten
@@ -73,8 +73,7 @@ class PartitionRoles {
   absl::Status CheckMove(const pb::Assignment& assignment, Places* places) const;
   void Change(HostedTable& table, uint32_t partition, const PartitionPlace& place,
               std::vector<std::unique_ptr<HostedPartition>>* given_up);
-  void AddBackup(HostedTable& table, uint32_t partition, NodeId primary,
-                 std::unique_ptr<HostedPartition> state);
+  void AddBackup(HostedTable& table, uint32_t partition, NodeId primary);
 
   const NodeId self_;
   Replication* const replication_;

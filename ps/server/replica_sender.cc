@@ -12,13 +12,39 @@ namespace {
 // A copy that cannot be brought up now is tried again after this.
 constexpr absl::Duration kPause = absl::Milliseconds(500);
 
-// Losing a message of this kind holds up a step, so little silence is taken for loss.
-CallOptions ToCopy(std::string what) {
+// Losing a message of this kind holds up a step, so little silence is taken for loss. But what is
+// still on its way through a slow network must not be sent once more behind itself.
+CallOptions ToCopy(std::string what, uint64_t bytes) {
+  constexpr double kSlowBytesPerSecond = 32 << 20;
+  const absl::Duration transfer = absl::Seconds(static_cast<double>(bytes) / kSlowBytesPerSecond);
   CallOptions options;
-  options.attempt = absl::Milliseconds(250);
-  options.max_attempt = absl::Seconds(2);
+  options.attempt = absl::Milliseconds(250) + transfer;
+  options.max_attempt = absl::Seconds(2) + 2 * transfer;
   options.what = std::move(what);
   return options;
+}
+
+// The i-th Part has the i-th piece of the keys, and that of the values; there is one at least.
+void CutOp(const SharedOp& op, uint32_t partition, Frame* frame) {
+  const auto piece_of = [](const Buffer& whole, uint64_t offset) {
+    if (offset >= whole.size()) return Buffer();
+    return whole.Slice(offset, std::min(ReplicaSender::kMaxPieceBytes, whole.size() - offset));
+  };
+  uint64_t offset = 0;
+  do {
+    pb::Part* part = frame->header.add_part();
+    part->set_partition(partition);
+    if (Buffer keys = piece_of(op.keys, offset); !keys.empty()) {
+      part->set_keys(static_cast<uint32_t>(keys.size() / sizeof(uint64_t)));
+      part->set_key_bytes(keys.size());
+      frame->payload.push_back(std::move(keys));
+    }
+    if (Buffer values = piece_of(op.values, offset); !values.empty()) {
+      part->set_count(values.num_floats());
+      frame->payload.push_back(std::move(values));
+    }
+    offset += ReplicaSender::kMaxPieceBytes;
+  } while (offset < std::max(op.keys.size(), op.values.size()));
 }
 
 }  // namespace
@@ -84,17 +110,24 @@ void ReplicaSender::BeginSync() {
   try {
     snapshot_.emplace(host_->Snapshot(table_, partition_));
   } catch (const std::bad_alloc&) {
-    host_->Log(absl::StrFormat("no memory to bring up %s; it is tried again", Name()));
-    Restart(kPause);
-    LetGo();
-    return;
+    return OnRefused(absl::ResourceExhaustedError("there is no memory for it here"));
   }
   snapshot_bytes_ = snapshot_->total_bytes();
   state_ = State::kSyncing;
   attempt_ = host_->NextAttempt();
-  message_ = Frame();
-  snapshot_->Next(partition_, attempt_, &message_);
-  SendSync();
+  if (MakeMessage()) SendSync();
+}
+
+// False: there is none, and it is over for now.
+bool ReplicaSender::MakeMessage() {
+  try {
+    message_ = Frame();
+    snapshot_->Next(partition_, attempt_, &message_);
+    return true;
+  } catch (const std::bad_alloc&) {
+    OnRefused(absl::ResourceExhaustedError("there is no memory for a message here"));
+    return false;
+  }
 }
 
 void ReplicaSender::SendSync() {
@@ -104,7 +137,8 @@ void ReplicaSender::SendSync() {
   frame.header.set_kind(pb::SYNC);
   frame.header.set_table(table_);
   frame.header.set_epoch(message_epoch_);
-  sync_call_ = rpc_->Call(place_.node, std::move(frame), ToCopy("bringing up " + Name()),
+  CallOptions options = ToCopy("bringing up " + Name(), frame.payload_bytes());
+  sync_call_ = rpc_->Call(place_.node, std::move(frame), std::move(options),
                           [this](absl::StatusOr<Frame> answer) { OnSyncAnswer(answer.status()); });
 }
 
@@ -116,17 +150,18 @@ void ReplicaSender::OnSyncAnswer(const absl::Status& status) {
     return;
   }
   if (absl::IsDeadlineExceeded(status)) return SendSync();
-  if (!status.ok()) {
-    host_->Log(absl::StrFormat("%s refused its state: %s", Name(), status.ToString()));
-    Restart(kPause);
-    return LetGo();
-  }
-  if (!snapshot_->done()) {
-    message_ = Frame();
-    snapshot_->Next(partition_, attempt_, &message_);
-    return SendSync();
-  }
-  OnSynced();
+  if (!status.ok()) return OnRefused(status);
+  if (snapshot_->done()) return OnSynced();
+  if (MakeMessage()) SendSync();
+}
+
+void ReplicaSender::OnRefused(const absl::Status& status) {
+  host_->Log(
+      absl::StrFormat("%s cannot be brought up; it is tried again: %s", Name(), status.ToString()));
+  Restart(kPause);
+  const bool is_told = !news_.empty() && news_.back().what() == pb::BackupNews::UNSYNCED;
+  if (counts_ && !is_told) Tell(pb::BackupNews::UNSYNCED, std::string(status.message()));
+  LetGo();
 }
 
 void ReplicaSender::OnSynced() {
@@ -187,19 +222,10 @@ void ReplicaSender::Send(Pending& pending) {
   frame.header.set_table(table_);
   frame.header.set_epoch(pending.epoch);
   frame.header.set_body(op.body);
-  pb::Part* part = frame.header.add_part();
-  part->set_partition(partition_);
-  if (!op.keys.empty()) {
-    part->set_keys(static_cast<uint32_t>(op.keys.size() / sizeof(uint64_t)));
-    part->set_key_bytes(op.keys.size());
-    frame.payload.push_back(op.keys);
-  }
-  if (!op.values.empty()) {
-    part->set_count(op.values.num_floats());
-    frame.payload.push_back(op.values);
-  }
-  pending.call = rpc_->Call(place_.node, std::move(frame),
-                            ToCopy(absl::StrFormat("operation %d to ", op.index) + Name()),
+  CutOp(op, partition_, &frame);
+  CallOptions options =
+      ToCopy(absl::StrFormat("operation %d to ", op.index) + Name(), frame.payload_bytes());
+  pending.call = rpc_->Call(place_.node, std::move(frame), std::move(options),
                             [this, index = op.index](absl::StatusOr<Frame> answer) {
                               OnOpAnswer(index, answer.status());
                             });
@@ -228,9 +254,14 @@ void ReplicaSender::OnOpAnswer(uint64_t index, const absl::Status& status) {
     if (host_->epoch() > answered.epoch) Send(answered);
   } else if (absl::IsDeadlineExceeded(status)) {
     Send(answered);
-  } else {
+  } else if (absl::IsDataLoss(status)) {
     Tell(pb::BackupNews::DIVERGED, std::string(status.message()));
     Restart(absl::ZeroDuration());
+  } else {
+    // It did not come there, or not as one: nothing is known against the state that is there.
+    host_->Log(absl::StrFormat("%s did not get operation %d, and is brought up anew: %s", Name(),
+                               index, status.ToString()));
+    Restart(kPause);
   }
 }
 
@@ -238,7 +269,9 @@ void ReplicaSender::OnMap(bool synced) {
   // A map that does not call it synced says what the scheduler knew when it made the map; it may
   // have been told since.
   counts_ |= synced;
-  told_synced_ = synced;
+  // One that calls it synced may be from before something else was told, which is what the
+  // scheduler goes by. One that does not may be from before SYNCED: told again it does no harm.
+  told_synced_ &= synced;
   // What is still to be told is told of this map.
   for (size_t i = 1; i < news_.size(); ++i) news_[i].set_epoch(host_->epoch());
   MaybeTellSynced();
@@ -250,12 +283,11 @@ void ReplicaSender::OnMap(bool synced) {
 
 void ReplicaSender::MaybeTellSynced() {
   if (state_ != State::kFollowing || told_synced_ || acknowledged_ < announce_at_) return;
-  told_synced_ = true;
   Tell(pb::BackupNews::SYNCED, "");
 }
 
 void ReplicaSender::Tell(pb::BackupNews::What what, const std::string& text) {
-  if (what == pb::BackupNews::DIVERGED) told_synced_ = false;
+  told_synced_ = what == pb::BackupNews::SYNCED;
   // One after the other, so that they arrive in order; of those not begun the last says all.
   if (news_.size() > 1) news_.resize(1);
   pb::BackupNews news;
@@ -265,15 +297,23 @@ void ReplicaSender::Tell(pb::BackupNews::What what, const std::string& text) {
   news.set_node(Value(place_.node));
   news.set_what(what);
   news.set_text(text);
+  news.set_number(host_->NextNews());
   news_.push_back(std::move(news));
   if (news_.size() == 1) TellNext();
 }
 
 void ReplicaSender::TellNext() {
-  host_->TellNews(news_.front(), alive_, [this] {
-    news_.pop_front();
-    if (!news_.empty()) TellNext();
-  });
+  host_->TellNews(news_.front(), alive_, [this](bool believed) { OnTold(believed); });
+}
+
+void ReplicaSender::OnTold(bool believed) {
+  const pb::BackupNews::What what = news_.front().what();
+  news_.pop_front();
+  if (!news_.empty()) return TellNext();
+  // One that follows by now will be said to be complete.
+  if (what != pb::BackupNews::UNSYNCED || !believed || state_ == State::kFollowing) return;
+  counts_ = false;
+  host_->OnProgress(table_, partition_);
 }
 
 }  // namespace parley

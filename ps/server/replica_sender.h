@@ -6,9 +6,14 @@
 //   kWaiting  | its turn has come                      | snapshot; SYNC, one at a time | kSyncing
 //   kSyncing  | the last SYNC is acknowledged          | send what came meanwhile;     | kFollowing
 //             |                                        | from now on it counts, always |
-//   kSyncing  | refused                                | anew, a little later          | kWaiting
+//   kSyncing  | refused, or no memory for it here      | anew, a little later; if it   | kWaiting
+//             |                                        | counts, tell UNSYNCED         |
+//   kWaiting, | UNSYNCED is believed, and nothing was  | it counts no more             | same
+//   kSyncing  | told since                             |                               |
 //   kFollowing| it has all that is durable             | tell SYNCED                   | same
 //   kFollowing| its checksum differs, or it lacks state| tell DIVERGED; bring it up    | kWaiting
+//   kFollowing| an operation cannot be sent, or taken  | bring it up: it has what it   | kWaiting
+//             |                                        | had                           |
 //   any but   | more than kMaxQueued operations wait   | forget them; bring it up      | kWaiting
 //   kWaiting  |                                        |                               |
 //   kSyncing  | or, before it counts, more bytes wait  | the same; it holds operations | kWaiting
@@ -16,10 +21,14 @@
 //   any       | refused as stale (the fence)           | again with the next map       | same
 //
 // A copy that counts holds operations back from being durable until it has acknowledged them. Once
-// it has counted it does so as long as this lives, whatever a map says: the scheduler may hear
-// late, or twice, that it is complete, and promote it. While it is brought up anew it has what it
-// had. What does not answer is tried again until a new map drops it: who is dead is the scheduler's
-// to say. Owned by one loop; not thread-safe.
+// it has counted it goes on to, whatever a map says: the scheduler may hear late that it is
+// complete, and promote it. While it is brought up anew it has what it had. If that is in vain it
+// would stop the partition for good; so the scheduler is told UNSYNCED, and once it has saved that
+// it will not promote the copy before it hears SYNCED again: news are numbered, and what is older
+// than what it knows it does not believe. Only then the copy counts no more. If the scheduler has
+// given the partition to another meanwhile it does not believe it, and the copy goes on to count:
+// or this would acknowledge what the heir does not have. What does not answer is tried again until
+// a new map drops it: who is dead is the scheduler's to say. Owned by one loop; not thread-safe.
 #ifndef PARLEY_PS_SERVER_REPLICA_SENDER_H_
 #define PARLEY_PS_SERVER_REPLICA_SENDER_H_
 
@@ -63,8 +72,11 @@ class ReplicaHost {
   virtual void GiveTurnBack() = 0;
   // What is acknowledged, or who counts, may have changed.
   virtual void OnProgress(uint32_t table, uint32_t partition) = 0;
-  // Tells the scheduler; `done` once it has answered. Not after `alive` has gone.
-  virtual void TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task done) = 0;
+  virtual uint64_t NextNews() = 0;  // ascending likewise
+  // Tells the scheduler; `done` once it has answered: whether it believes that from now on, for
+  // good, or knows something newer, or a map without this copy. Not after `alive` has gone.
+  using Told = absl::AnyInvocable<void(bool believed)>;
+  virtual void TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Told done) = 0;
   virtual void Log(const std::string& line) = 0;
 };
 
@@ -77,6 +89,9 @@ class ReplicaSender {
   // Of them on their way; at least one.
   static constexpr size_t kMaxInFlight = 64;
   static constexpr uint64_t kMaxInFlightBytes = uint64_t{8} << 20;
+  // Of an operation's keys, and of its values, in one buffer of a frame: transports refuse larger
+  // ones than 80 MiB. What is not larger is never copied to be put together.
+  static constexpr uint64_t kMaxPieceBytes = uint64_t{32} << 20;
 
   // All must outlive this.
   ReplicaSender(Env* env, Rpc* rpc, ReplicaHost* host, uint32_t table, uint32_t partition,
@@ -106,6 +121,7 @@ class ReplicaSender {
 
   void Restart(absl::Duration delay);
   bool IsFull(const SharedOp& op) const;
+  void OnRefused(const absl::Status& status);
   void LetGo();
   void BeginSync();
   void SendSync();
@@ -114,8 +130,10 @@ class ReplicaSender {
   void SendOps();
   void Send(Pending& pending);
   void OnOpAnswer(uint64_t index, const absl::Status& status);
+  bool MakeMessage();
   void Tell(pb::BackupNews::What what, const std::string& text);
   void TellNext();
+  void OnTold(bool believed);
   void MaybeTellSynced();
   void CancelCalls();
   void GiveTurnBack();
@@ -128,9 +146,9 @@ class ReplicaSender {
   const BackupPlace place_;
 
   State state_ = State::kWaiting;
-  bool counts_;              // it may be believed to be complete; never taken back
+  bool counts_;              // it may be believed to be complete
   bool holds_back_ = false;  // or it would never catch up
-  bool told_synced_;         // the map says so, or the scheduler was told
+  bool told_synced_;         // and not in vain, as far as is known, nor anything else since
   uint64_t acknowledged_ = 0;
   // kSyncing: the snapshot, and its message that is on its way.
   std::optional<SnapshotReader> snapshot_;

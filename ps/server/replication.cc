@@ -12,15 +12,7 @@ constexpr absl::Duration kNewsPause = absl::Seconds(1);
 
 }  // namespace
 
-void Replication::Forget(uint32_t table, uint32_t partition) {
-  const auto found = sets_.find(Key(table, partition));
-  if (found == sets_.end()) return;
-  // What it did that no copy has confirmed was acknowledged to nobody; as long as it stays a copy
-  // itself, all of it counts.
-  found->second.partition->SetReplicated(false);
-  found->second.partition->SetOpSink(nullptr);
-  sets_.erase(found);
-}
+void Replication::Forget(uint32_t table, uint32_t partition) { sets_.erase(Key(table, partition)); }
 
 void Replication::Clear() {
   sets_.clear();
@@ -130,7 +122,7 @@ void Replication::NextTurn() {
   }
 }
 
-void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task done) {
+void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Told done) {
   // Of copies that are complete there may be thousands at a time; the scheduler says so in sum.
   if (news.what() == pb::BackupNews::DIVERGED) {
     hooks_.log(absl::StrFormat("table %d, partition %d: the copy at node %s is brought up anew: %s",
@@ -142,7 +134,7 @@ void Replication::TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task 
     if (alive.expired()) return;
     if (answer.ok() ||
         !(absl::IsDeadlineExceeded(answer.status()) || absl::IsUnavailable(answer.status()))) {
-      return done();
+      return done(answer.ok());
     }
     env_->After(kNewsPause, [this, news = std::move(news), alive = std::move(alive),
                              done = std::move(done)]() mutable {

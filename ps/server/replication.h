@@ -49,7 +49,8 @@ class Replication : public ReplicaHost {
   // Connected are the nodes already. `partition` must stay until Forget or Clear.
   void SetCopies(uint32_t table, HostedPartition* partition,
                  const std::vector<BackupPlace>& copies);
-  // Not a primary any more. Unknown ones are ignored.
+  // Not a primary any more: nothing of what the partition does later goes anywhere, and it is to be
+  // given up. Unknown ones are ignored.
   void Forget(uint32_t table, uint32_t partition);
   void Clear();
 
@@ -75,7 +76,8 @@ class Replication : public ReplicaHost {
   void AwaitTurn(std::weak_ptr<void> alive, Task begin) override;
   void GiveTurnBack() override;
   void OnProgress(uint32_t table, uint32_t partition) override;
-  void TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Task done) override;
+  uint64_t NextNews() override { return ++news_; }
+  void TellNews(pb::BackupNews news, std::weak_ptr<void> alive, Told done) override;
   void Log(const std::string& line) override { hooks_.log(line); }
 
   Env* const env_;
@@ -83,6 +85,7 @@ class Replication : public ReplicaHost {
   Hooks hooks_;
   uint64_t epoch_ = 0;
   uint64_t attempts_ = 0;
+  uint64_t news_ = 0;
   int turns_ = 0;  // given
   std::deque<std::pair<std::weak_ptr<void>, Task>> waiting_;
   TimerId turn_timer_ = kNoTimer;

@@ -108,8 +108,9 @@ void ServerNode::Impl::Activate(const pb::Assignment& assignment) {
   DisconnectShards(assignment);
   epoch_ = assignment.map().epoch();
   TakeWorkers(assignment);
-  for (const auto& [id, table] : roles_.tables()) ConnectNorms(assignment, table.get());
   roles_.Activate(assignment);
+  // After it: a total that is known may complete a step, which is an operation for the new copies.
+  for (const auto& [id, table] : roles_.tables()) ConnectNorms(assignment, table.get());
   for (HostedPartition* partition : roles_.primaries()) partition->Resume();
   responder_.Release();
   LogAssignment();

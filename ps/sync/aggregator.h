@@ -96,7 +96,7 @@ class Aggregator {
   struct State {
     std::vector<uint64_t> next_tick, leaves_at;           // by worker
     std::vector<std::pair<uint64_t, Contribution>> held;  // with their ticks
-    // A step that was popped but is not in the weights: it is open again. Later ones first.
+    // A step that was popped but is not in the weights: it is open again.
     void Return(const CompleteStep& step);
   };
   virtual State Save() const = 0;

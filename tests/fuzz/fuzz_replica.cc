@@ -70,8 +70,7 @@ class Fuzzed {
     asked_ = answered_ = 0;
     last_index_ = 0;
     backup_ = std::make_unique<BackupPartition>(
-        NodeId{1}, nullptr,
-        [this]() -> absl::StatusOr<std::unique_ptr<HostedPartition>> { return Made(); },
+        NodeId{1}, [this]() -> absl::StatusOr<std::unique_ptr<HostedPartition>> { return Made(); },
         [this](NodeId, const pb::FrameHeader& request, const absl::Status& status) {
           OnAnswer(request, status);
         },

@@ -216,6 +216,9 @@ void HistoryChecker::OnArrival(NodeId from, NodeId to, const Frame& frame) {
     }
     pushes_.try_emplace({from, header.request_id()}, std::move(push));
   } else if (header.kind() == pb::REPLY && header.status_code() == 0) {
+    if (auto told = unsynced_.find({to, header.request_id()}); told != unsynced_.end()) {
+      std::erase(servers_[to].roles[told->second.first].synced, told->second.second);
+    }
     auto copying = copying_.find({to, header.request_id()});
     if (copying == copying_.end()) return;
     const auto& [partition, index] = copying->second;
@@ -227,7 +230,7 @@ void HistoryChecker::OnArrival(NodeId from, NodeId to, const Frame& frame) {
 void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
   const pb::FrameHeader& header = frame.header;
   if (header.kind() == pb::BACKUP_NEWS) return OnNews(from, frame);
-  if (header.kind() == pb::REPLICATE && header.part_size() == 1) {
+  if (header.kind() == pb::REPLICATE && header.part_size() > 0) {
     pb::ReplicaOp op;
     if (!op.ParseFromString(header.body())) return;
     copying_[{from, header.request_id()}] = {{header.table(), header.part(0).partition()},
@@ -249,7 +252,12 @@ void HistoryChecker::OnSend(NodeId from, NodeId to, const Frame& frame) {
 // Nothing here damages a state: one that differs was made so.
 void HistoryChecker::OnNews(NodeId primary, const Frame& frame) {
   pb::BackupNews news;
-  if (!news.ParseFromString(frame.header.body()) || news.what() != pb::BackupNews::DIVERGED ||
+  if (!news.ParseFromString(frame.header.body())) return;
+  if (news.what() == pb::BackupNews::UNSYNCED) {
+    unsynced_[{primary, frame.header.request_id()}] = {{news.table(), news.partition()},
+                                                       NodeId{news.node()}};
+  }
+  if (news.what() != pb::BackupNews::DIVERGED ||
       news.text().find("has the digest") == std::string::npos) {
     return;
   }

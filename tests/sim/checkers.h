@@ -145,6 +145,8 @@ class HistoryChecker {
   std::map<std::pair<NodeId, uint64_t>, Push> pushes_;             // by sender and request
   // Operations on their way to a copy, by sender and request; and what a copy has, as it told.
   std::map<std::pair<NodeId, uint64_t>, std::pair<Partition, uint64_t>> copying_;
+  // UNSYNCED on its way, by who asks and the request: of which partition, and the copy's node.
+  std::map<std::pair<NodeId, uint64_t>, std::pair<Partition, NodeId>> unsynced_;
   std::map<std::tuple<uint64_t, NodeId, NodeId, Partition>, uint64_t> copied_;
   std::vector<Read> reads_;
   std::vector<uint64_t> ticks_of_;  // by worker: ticks pushed in all

@@ -66,6 +66,84 @@ TEST_F(SchedulerNodeTest, ACopyTakesOverFromADeadServer) {
   EXPECT_FALSE(end_.has_value());
 }
 
+// Messages overtake each other, and come twice.
+TEST_F(SchedulerNodeTest, OfACopyTheNewestNewsAreBelieved) {
+  experiment_.mutable_cluster()->set_replicas(1);
+  store_ = &memory_;
+  StartJob();
+  const pb::Assignment first = nodes_[0]->Last();
+  const auto synced = [&] {
+    pb::SchedulerState state;
+    EXPECT_TRUE(state.ParseFromString(*memory_.state));
+    return state.assignment().map().table(0).backup(0).synced();
+  };
+  const pb::Backup& backup = first.map().table(0).backup(0);
+  const uint32_t table = first.map().table(0).table();
+  Node* primary = nodes_[0].get();
+  ASSERT_EQ(first.map().shard(first.map().table(0).owner(backup.partition())).node(),
+            Value(primary->node));
+  const auto say = [&](pb::BackupNews::What what, uint64_t number) {
+    std::optional<absl::Status> answer;
+    primary->Say(table, backup, what, number, &answer);
+    Run(absl::Milliseconds(100));
+    return answer.value_or(absl::UnknownError("not answered"));
+  };
+  EXPECT_TRUE(say(pb::BackupNews::SYNCED, 3).ok());
+  EXPECT_TRUE(synced());
+  EXPECT_TRUE(say(pb::BackupNews::DIVERGED, 7).ok());
+  EXPECT_FALSE(synced());
+  EXPECT_EQ(say(pb::BackupNews::SYNCED, 3).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(synced());
+  EXPECT_TRUE(say(pb::BackupNews::SYNCED, 8).ok());
+  EXPECT_EQ(say(pb::BackupNews::DIVERGED, 7).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(synced());
+  EXPECT_TRUE(say(pb::BackupNews::SYNCED, 8).ok());  // its answer was lost
+  EXPECT_TRUE(say(pb::BackupNews::UNSYNCED, 9).ok());
+  EXPECT_FALSE(synced());
+  EXPECT_THAT(Events(), HasSubstr("cannot be brought up"));
+  // As long as it lives, and after it.
+  scheduler_.reset();
+  scheduler_env_->Kill();
+  StartScheduler();
+  Run(absl::Milliseconds(500));
+  EXPECT_EQ(say(pb::BackupNews::SYNCED, 8).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(synced());
+}
+
+// Who goes on without a copy must not have been given up for it.
+TEST_F(SchedulerNodeTest, NewsOfACopyThatIsNoneAnyMoreAreRefused) {
+  experiment_.mutable_cluster()->set_replicas(1);
+  StartJob();
+  nodes_[0]->SayAllSynced();
+  nodes_[1]->SayAllSynced();
+  Run(absl::Milliseconds(100));
+  Kill(1);
+  Run(absl::Seconds(2));
+  Node* late = Add(pb::SERVER);  // gets copies, and half of the work
+  Run(absl::Milliseconds(100));
+  const pb::Assignment before = nodes_[0]->Last();
+  for (int i = 0; i < 8; ++i) {
+    Run(absl::Milliseconds(100));
+    nodes_[0]->SayAllSynced();
+    if (!late->assigned.empty()) late->SayAllSynced();
+  }
+  const std::vector<uint64_t> was = Owners(before), now = Owners(nodes_[0]->Last());
+  int refused = 0;
+  for (const pb::Backup& backup : before.map().table(0).backup()) {
+    const uint64_t owner = was[backup.partition()];
+    if (owner == now[backup.partition()]) continue;
+    std::optional<absl::Status> answer;
+    ASSERT_EQ(owner, 100u);
+    nodes_[0]->Say(0, backup, pb::BackupNews::UNSYNCED, 1000, &answer);
+    Run(absl::Milliseconds(100));
+    ASSERT_TRUE(answer.has_value());
+    EXPECT_EQ(answer->code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(answer->message()), HasSubstr("news 1000 of table 0"));
+    ++refused;
+  }
+  EXPECT_GT(refused, 0);
+}
+
 TEST_F(SchedulerNodeTest, WithoutCopiesAllBeginAgain) {
   StartJob();
   Kill(1);

@@ -150,14 +150,23 @@ struct Node {
     for (const pb::TableMap& table : map.table()) {
       for (const pb::Backup& backup : table.backup()) {
         if (map.shard(table.owner(backup.partition())).node() != Value(node)) continue;
-        pb::BackupNews news;
-        news.set_epoch(map.epoch());
-        news.set_table(table.table());
-        news.set_partition(backup.partition());
-        news.set_node(map.shard(backup.shard()).node());
-        Ask(pb::BACKUP_NEWS, news.SerializeAsString(), [](absl::StatusOr<Frame>) {});
+        Say(table.table(), backup, pb::BackupNews::SYNCED, ++news_number);
       }
     }
+  }
+  // One thing about one copy; `answer` is how that was answered, once it is.
+  void Say(uint32_t table, const pb::Backup& backup, pb::BackupNews::What what, uint64_t number,
+           std::optional<absl::Status>* answer = nullptr) {
+    pb::BackupNews news;
+    news.set_epoch(Last().map().epoch());
+    news.set_table(table);
+    news.set_partition(backup.partition());
+    news.set_node(Last().map().shard(backup.shard()).node());
+    news.set_what(what);
+    news.set_number(number);
+    Ask(pb::BACKUP_NEWS, news.SerializeAsString(), [answer](absl::StatusOr<Frame> got) {
+      if (answer != nullptr) *answer = got.status();
+    });
   }
   const pb::Assignment& Last() const { return assigned.back(); }
 
@@ -172,6 +181,7 @@ struct Node {
   std::optional<pb::Stop> stop;
   absl::Status refused;
   uint64_t tick = 0;
+  uint64_t news_number = 0;
   std::function<void(NodeId, const Frame&)> on_checkpoint = [](NodeId, const Frame&) {};
 };
 

@@ -169,6 +169,34 @@ TEST_F(CheckpointsTest, AStepThatIsOverCannotBeSaved) {
   EXPECT_EQ(Wait(&none).name(), "");
 }
 
+// The one that is wanted by now may be of an earlier step: only who asked tells which came later.
+TEST_F(CheckpointsTest, ALateDuplicateOfOneThatWasGivenUpEndsNoOther) {
+  cluster_.AddDense();
+  Start(pb::Consistency::BSP, {0});
+  PushAll(0);
+  std::vector<Frame> asked;
+  cluster_.network.SetTap([&](NodeId, NodeId, const Frame& frame) {
+    if (frame.header.kind() == pb::CHECKPOINT) asked.push_back(frame);
+  });
+  ServerCluster::Later done, far, near;
+  Ask(0, At(1), &done);
+  EXPECT_EQ(Wait(&done).step(), 1u);
+  Ask(0, At(9), &far);
+  cluster_.Run(absl::Milliseconds(100));
+  Ask(0, At(2), &near);
+  ASSERT_TRUE(cluster_.RunUntil([&] { return far.has_value(); }));
+  EXPECT_EQ(far->status().code(), absl::StatusCode::kAborted);
+  cluster_.network.SetTap({});
+  for (const Frame& late : asked) {
+    const NodeId server{ServerCluster::kFirstServer};
+    ASSERT_TRUE(cluster_.scheduler->transport->Send(server, late).ok());
+  }
+  cluster_.Run(absl::Milliseconds(100));
+  EXPECT_FALSE(near.has_value());
+  PushAll(1);
+  EXPECT_EQ(Wait(&near).step(), 2u);
+}
+
 TEST_F(CheckpointsTest, WhatIsMissingOrBrokenIsAnErrorOfTheAssignment) {
   cluster_.AddDense();
   Start(pb::Consistency::BSP, {0});

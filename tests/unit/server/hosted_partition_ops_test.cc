@@ -169,6 +169,26 @@ TEST_F(HostedPartitionOpsTest, WhatAReplacedWorkerHasPushedBeforeIsNotTakenAgain
   EXPECT_EQ(backup_->counts().accepted, 5u);
 }
 
+TEST_F(HostedPartitionOpsTest, OfOneTickASuccessorsPushIsSupersededOnce) {
+  Make(Workers(pb::Consistency::BSP));
+  Push(1, 0, 1);                         // held
+  for (uint32_t incarnation : {2, 3}) {  // the second one begins as the first did
+    primary_->OnWorker(1, incarnation);
+    Push(1, 0, 1, incarnation);
+    EXPECT_EQ(Push(primary_.get(), 1, 0, 2, incarnation).status().code(),
+              absl::StatusCode::kInvalidArgument);
+    Push(1, 0, 1, incarnation);  // the same one again is a duplicate
+    EXPECT_EQ(primary_->counts().superseded, 1u);
+  }
+  EXPECT_EQ(primary_->counts().duplicate, 2u);
+  EXPECT_EQ(primary_->acknowledged()[1], 1u);
+  Push(0, 0, 1);
+  // Of a tick that is closed nothing waits: each is an operation, and told at once.
+  Push(1, 0, 2, 3);
+  DeliverAll();
+  EXPECT_EQ(backup_->acknowledged(), primary_->acknowledged());
+}
+
 // What was superseded travels with the gradient that it was superseded by, not with another
 // worker's step of the same tick: that gradient may be lost yet.
 TEST_F(HostedPartitionOpsTest, ASupersededPushIsToldWithItsOwnWorkersStep) {

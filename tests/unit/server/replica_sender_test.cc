@@ -27,6 +27,10 @@ class ReplicaSenderTest : public ::testing::Test {
       copy_.rpc.Handle(kind, [this, kind](NodeId from, Frame request) {
         if (silent_) return;
         if (kind == pb::SYNC) ++syncs_;
+        if (kind == pb::REPLICATE && !answer_.ok()) {
+          copy_.rpc.ReplyError(from, request.header, std::exchange(answer_, absl::OkStatus()));
+          return;
+        }
         if (kind == pb::SYNC && !refusal_.ok()) {
           copy_.rpc.ReplyError(from, request.header, refusal_);
         } else {
@@ -60,6 +64,7 @@ class ReplicaSenderTest : public ::testing::Test {
   ServerCluster::Node copy_{&cluster_.world, &cluster_.network, NodeId{kCopy}, "sim://copy"};
   bool silent_ = false;
   absl::Status refusal_;  // of SYNC
+  absl::Status answer_;   // to the next REPLICATE
   int syncs_ = 0;
   uint64_t sequence_[2] = {0, 0};
   std::vector<float> values_;
@@ -118,6 +123,101 @@ TEST_F(ReplicaSenderTest, WhatWaitsForACopyIsBoundedByItsBytesAndThenByPatience)
   EXPECT_TRUE(cluster_.news.empty());
   refusal_ = absl::OkStatus();
   EXPECT_TRUE(cluster_.RunUntilNews(1));
+}
+
+// The map was made before the scheduler heard of the difference.
+TEST_F(ReplicaSenderTest, ACopyThatDifferedIsSaidToBeCompleteWhateverAMapSaid) {
+  Start(4);
+  Assign(1, 1, false);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  cluster_.takes_news = false;
+  answer_ = absl::DataLossError("another checksum");
+  Push();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return answer_.ok(); }));
+  Assign(2, 1, true);
+  cluster_.takes_news = true;
+  ASSERT_TRUE(cluster_.RunUntilNews(2));
+  ASSERT_EQ(cluster_.news.size(), 3u);
+  EXPECT_EQ(cluster_.news[1].what(), pb::BackupNews::DIVERGED);
+  for (size_t i = 1; i < 3; ++i) {
+    EXPECT_GT(cluster_.news[i].number(), cluster_.news[i - 1].number());
+  }
+}
+
+// Or it would stop the partition for good.
+TEST_F(ReplicaSenderTest, ACopyThatCannotBeBroughtUpCountsNoMoreOnceTheSchedulerKnows) {
+  Start(4);
+  Assign(1, 1, false);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  refusal_ = absl::ResourceExhaustedError("no memory for the state of a partition");
+  cluster_.takes_news = false;
+  answer_ = absl::DataLossError("another checksum");
+  Push();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return syncs_ > 2; }));
+  refusal_ = absl::AbortedError("attempt 2 is over");  // as a copy does once it has forgotten it
+  cluster_.Run(absl::Seconds(60));
+  EXPECT_EQ(Answered(), 0u);  // it may be promoted
+  cluster_.takes_news = true;
+  ASSERT_TRUE(cluster_.RunUntilNews(1, pb::BackupNews::UNSYNCED));
+  ASSERT_TRUE(cluster_.RunUntil([&] { return Answered() == 1; }));
+  ServerCluster::Later* push = Push();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return push->has_value(); }));
+  Assign(2, 1, false);
+  cluster_.Run(absl::Seconds(5));
+  EXPECT_TRUE(cluster_.RunUntilNews(1, pb::BackupNews::UNSYNCED));
+  // Until it can be.
+  refusal_ = absl::OkStatus();
+  ASSERT_TRUE(cluster_.RunUntilNews(2));
+  silent_ = true;
+  push = Push();
+  cluster_.Run(absl::Seconds(5));
+  EXPECT_FALSE(push->has_value());
+}
+
+// It may have made a primary of it meanwhile.
+TEST_F(ReplicaSenderTest, ACopyGoesOnToCountThatTheSchedulerDoesNotSayItWillNotPromote) {
+  Start(4);
+  Assign(1, 1, false);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  cluster_.news_answer = absl::FailedPreconditionError("epoch 2 has no such copy");
+  refusal_ = absl::InternalError("no");
+  answer_ = absl::DataLossError("another checksum");
+  Push();
+  ASSERT_TRUE(cluster_.RunUntilNews(3, pb::BackupNews::UNSYNCED));
+  EXPECT_EQ(Answered(), 0u);
+}
+
+// What was told while that was on its way counts: it may be believed to be complete.
+TEST_F(ReplicaSenderTest, ACopyThatIsBroughtUpBeforeTheSchedulerAnswersCounts) {
+  Start(4);
+  Assign(1, 1, false);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  cluster_.takes_news = false;
+  refusal_ = absl::InternalError("no");
+  answer_ = absl::DataLossError("another checksum");
+  ServerCluster::Later* push = Push();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return syncs_ > 1; }));
+  refusal_ = absl::OkStatus();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return push->has_value(); }));
+  silent_ = true;
+  cluster_.takes_news = true;
+  push = Push();
+  cluster_.Run(absl::Seconds(60));
+  EXPECT_FALSE(push->has_value());
+  EXPECT_EQ(cluster_.news.back().what(), pb::BackupNews::SYNCED);
+}
+
+// As when its transport refuses to send it: the copy has what it had, and may be promoted.
+TEST_F(ReplicaSenderTest, AnOperationThatCannotBeDeliveredIsNotSaidToBeADifference) {
+  Start(4);
+  Assign(1, 1, false);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  answer_ = absl::InvalidArgumentError("a payload buffer of 90000000 bytes");
+  ServerCluster::Later* push = Push();
+  ASSERT_TRUE(cluster_.RunUntil([&] { return push->has_value(); }));
+  EXPECT_EQ(syncs_, 2);
+  cluster_.Run(absl::Seconds(5));
+  for (const pb::BackupNews& item : cluster_.news) EXPECT_EQ(item.what(), pb::BackupNews::SYNCED);
 }
 
 }  // namespace

@@ -41,8 +41,13 @@ class ServerCluster {
       scheduler->rpc.Reply(from, request.header, Frame());
     });
     scheduler->rpc.Handle(pb::BACKUP_NEWS, [this](NodeId from, Frame request) {
+      if (!takes_news) return;
       EXPECT_TRUE(news.emplace_back().ParseFromString(request.header.body()));
-      scheduler->rpc.Reply(from, request.header, Frame());
+      if (news_answer.ok()) {
+        scheduler->rpc.Reply(from, request.header, Frame());
+      } else {
+        scheduler->rpc.ReplyError(from, request.header, news_answer);
+      }
     });
     for (uint32_t rank = 0; rank < workers; ++rank) AddWorker(rank, 10 + rank);
   }
@@ -201,6 +206,8 @@ class ServerCluster {
   SimFileSystem files;
   std::vector<std::string> log;
   std::vector<pb::BackupNews> news;
+  bool takes_news = true;             // the scheduler is there
+  absl::Status news_answer;           // what it says to them
   std::optional<absl::Status> ended;  // why a shard did
   SimWorld world{1};
   SimNetwork network;

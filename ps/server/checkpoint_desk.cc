@@ -66,9 +66,11 @@ void CheckpointDesk::OnDone(absl::StatusOr<pb::CheckpointFile> result) {
   if (absl::IsResourceExhausted(result.status()) || absl::IsUnavailable(result.status())) {
     result = absl::InternalError(result.status().message());
   }
-  last_.emplace(task_->request(), std::move(result));
-  AnswerAll(last_->second);
+  // What failed may succeed when it is asked for again, even if by the same request.
+  last_.reset();
+  if (result.ok()) last_.emplace(task_->request(), *result);
   task_.reset();
+  AnswerAll(result);
 }
 
 void CheckpointDesk::AnswerAll(const absl::StatusOr<pb::CheckpointFile>& result) {

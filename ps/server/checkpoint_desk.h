@@ -61,8 +61,8 @@ class CheckpointDesk {
   std::vector<Asker> askers_;             // of it; the same one asks under few ids
   std::vector<uint64_t> ids_;  // that the present one was asked for with, or the last one
   std::deque<uint64_t> over_;  // those of the ones before
-  // The last that was done, and what became of it.
-  std::optional<std::pair<pb::CheckpointRequest, absl::StatusOr<pb::CheckpointFile>>> last_;
+  // The last, if it was written.
+  std::optional<std::pair<pb::CheckpointRequest, pb::CheckpointFile>> last_;
 };
 
 }  // namespace parley

@@ -219,6 +219,9 @@ TEST_F(CheckpointsTest, ADiskThatIsFullFailsTheCheckpointAlone) {
   EXPECT_FALSE(full->ok());
   EXPECT_FALSE(cluster_.ended.has_value());
   cluster_.files.SetFaults({});
+  ServerCluster::Later again;  // the very same: what failed is tried anew
+  Ask(0, At(1), &again);
+  EXPECT_EQ(Wait(&again).step(), 1u);
   PushAll(1);
   ServerCluster::Later better;
   Ask(0, At(2), &better);

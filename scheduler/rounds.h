@@ -50,8 +50,6 @@ class Rounds {
   // A server that matters no more is not waited for.
   void Drop(NodeId server);
 
-  bool running() const { return !servers_.empty() || !workers_.empty(); }
-  bool servers_ready() const { return servers_.empty(); }
   // Servers that have not answered yet.
   const std::map<NodeId, CallId>& awaited() const { return servers_; }
 

@@ -246,16 +246,8 @@ void SchedulerNode::Impl::OnHeartbeat(NodeId from, const Frame& request) {
   Member* member = members_.Find(from);
   member->last_heard = env_->Now();
   if (member->role == pb::WORKER) NoteBeat(from, heartbeat);
-  // Heartbeats may overtake each other; what a worker has done never shrinks.
-  if (!member->heard_heartbeat || heartbeat.samples() >= member->heartbeat.samples()) {
-    member->heartbeat = std::move(heartbeat);
-    member->heard_heartbeat = true;
-  }
-  pb::HeartbeatAck ack;
-  ack.set_epoch(assignment_.map().epoch());
-  Frame answer;
-  answer.header.set_body(ack.SerializeAsString());
-  rpc_.Reply(from, request.header, std::move(answer));
+  member->heard_heartbeat = true;
+  rpc_.Reply(from, request.header, Frame());
 }
 
 void SchedulerNode::Impl::NoteBeat(NodeId from, const pb::Heartbeat& beat) {

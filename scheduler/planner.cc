@@ -43,6 +43,7 @@ class ServerPlanner {
   bool Run() {
     if (!TakeOver()) return false;
     PromoteFromDrained();
+    if (!input_.partitions_move) return true;
     EndMoves();
     DropDrainedBackups();
     CountPending();

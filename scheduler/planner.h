@@ -41,7 +41,12 @@ struct PlanInput {
   uint32_t replicas = 0;
   std::set<uint32_t> finished;  // ranks that are done: they need no node any more
   bool move_living = true;      // ranks of living nodes may move, too
-  uint32_t max_moves = 4;       // partitions that are on their way at the same time for balance
+  // False: no partition is copied, so none moves on purpose, and `replicas` counts for nothing.
+  bool partitions_move = true;
+  uint32_t max_moves = 4;  // partitions that are on their way at the same time for balance
+  // Partitions, with their table's place in the map, whose owner has nothing to begin with and has
+  // said so: it was appointed by the current assignment or one before, and never was the primary.
+  std::set<std::pair<size_t, uint32_t>> vacant;
 };
 
 struct Plan {

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "ps/config/copied_partitions.h"
 #include "scheduler/scheduler_impl.h"
 
 namespace parley {
@@ -161,6 +162,7 @@ PlanInput SchedulerNode::Impl::MakePlanInput() {
   }
   input.servers_wanted = servers_wanted_;
   input.replicas = cluster().replicas();
+  input.partitions_move = WhyPartitionsStay(options_.experiment).empty();
   input.finished = tally_.finished_ranks();
   input.move_living = cluster().worker_loss() == pb::Cluster::REPLACE && Exact();
   return input;

@@ -217,6 +217,21 @@ TEST_F(PlannerTest, ShardsOfOneProcessNeverHoldTwoCopies) {
   }
 }
 
+TEST_F(PlannerTest, WherePartitionsMayNotBeCopiedNoneMoves) {
+  Servers({0, 1, 2});
+  Workers({0});
+  input_.partitions_move = false;
+  input_.replicas = 1;
+  for (uint32_t servers : {1, 2, 3}) {
+    input_.servers_wanted = servers;
+    const Plan plan = MakePlan(input_, Start({0, 1}, {6}, 1));
+    EXPECT_THAT(Places(plan.next), ElementsAre("0", "1", "0", "1", "0", "1"));
+    EXPECT_TRUE(plan.settled);
+  }
+  Servers({0});
+  EXPECT_TRUE(MakePlan(input_, Start({0, 1}, {6}, 1)).lost);
+}
+
 TEST_F(PlannerTest, RanksOfADeadNodeGoToTheOneWithTheFewest) {
   Servers({0});
   Workers({0, 2, 7});  // 7 is a spare

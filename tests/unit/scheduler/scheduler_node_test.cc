@@ -222,6 +222,36 @@ TEST_F(SchedulerNodeTest, ADeposedSchedulerTellsNobodyToStop) {
   EXPECT_FALSE(nodes_[0]->stop.has_value());
 }
 
+// A partition that moved might wait for a norm for ever, or workers hold weights that are none.
+TEST_F(SchedulerNodeTest, PartitionsThatCannotBeCopiedStayWhereTheyAre) {
+  experiment_.mutable_consistency()->set_mode(pb::Consistency::ASP);
+  experiment_.mutable_optimizer()->set_clip_norm(1);
+  StartJob();
+  Add(pb::SERVER);
+  Run(absl::Seconds(1));
+  Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);
+  tool.rpc->SetIdentity(JobId("job"), 0, 0);
+  for (uint32_t servers : {1, 3}) {
+    pb::Control control;
+    control.set_servers(servers);
+    absl::Status said;
+    tool.Ask(pb::CONTROL, control.SerializeAsString(),
+             [&](absl::StatusOr<Frame> frame) { said = frame.status(); });
+    Run(absl::Milliseconds(500));
+    EXPECT_EQ(said.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(said.message()),
+                HasSubstr("cannot move while this experiment trains: it has optimizer.clip_norm "
+                          "with mode ASP"));
+  }
+  EXPECT_THAT(Owners(nodes_[0]->Last()), ElementsAre(100, 101, 100, 101));
+  EXPECT_EQ(nodes_[0]->Last().map().table(0).backup_size(), 0);
+  // What is lost is lost as without copies anywhere: all begin again, also on the new server.
+  Kill(1);
+  Run(absl::Seconds(2));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 2u);
+  EXPECT_THAT(Owners(nodes_[2]->Last()), ElementsAre(100, 104, 100, 104));
+}
+
 TEST_F(SchedulerNodeTest, FewerServersAreAskedForWhileItTrains) {
   StartJob();
   Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);

@@ -3,14 +3,16 @@
 //
 // A pure function, and without memory: what is under way can be seen in the current assignment (a
 // copy that is not synced is being brought up; a copy too many is there to take over).
-// Deterministic. A partition is always owned by who owned it or by a synced copy; no process holds
-// it twice.
+// Deterministic. A partition is always owned by who owned it or by a synced copy, or by one that
+// stands by, which was synced when the present owner was appointed, if that has refused; no process
+// holds it twice.
 #ifndef PARLEY_SCHEDULER_PLANNER_H_
 #define PARLEY_SCHEDULER_PLANNER_H_
 
 #include <cstdint>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "proto/cluster.pb.h"

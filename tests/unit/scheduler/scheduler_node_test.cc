@@ -17,6 +17,7 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST_F(SchedulerNodeTest, WithoutFailuresThereIsOneRound) {
   StartJob();
@@ -64,6 +65,86 @@ TEST_F(SchedulerNodeTest, ACopyTakesOverFromADeadServer) {
   std::vector<uint64_t> owners = Owners(nodes_[0]->Last());
   EXPECT_EQ(std::count(owners.begin(), owners.end(), 104), 2);
   EXPECT_FALSE(end_.has_value());
+}
+
+// Its primary had found that they differ, and did not live to say so.
+class LostCopyTest : public SchedulerNodeTest {
+ protected:
+  // Partition 0 is of server 0, with copies on 1, which would be its heir, and 2.
+  void StartWithALostCopy() {
+    experiment_.mutable_cluster()->set_servers(3);
+    experiment_.mutable_cluster()->set_replicas(2);
+    StartScheduler();
+    for (pb::Role role : {pb::SERVER, pb::SERVER, pb::SERVER, pb::WORKER, pb::WORKER}) {
+      Add(role);
+      Run(absl::Milliseconds(20));
+    }
+    Run(absl::Milliseconds(100));
+    for (size_t server : {0, 1, 2}) nodes_[server]->SayAllSynced();
+    Run(absl::Milliseconds(100));
+    ASSERT_THAT(keeper_.events, Contains("all partitions have their copies"));
+    ASSERT_THAT(Owners(nodes_[3]->Last()), ElementsAre(100, 101, 102, 100));
+    nodes_[1]->lacking.add_lacks()->set_partition(0);
+  }
+  void ExpectTheOtherCopyTookOver() {
+    const pb::Assignment& last = nodes_[3]->Last();
+    EXPECT_THAT(Owners(last), ElementsAre(102, 101, 102, 102));
+    EXPECT_EQ(last.generation(), 1u);
+    EXPECT_FALSE(nodes_[1]->stop.has_value());
+    EXPECT_FALSE(end_.has_value());
+    EXPECT_THAT(Events(), HasSubstr("server 1 shard 0 (host:101) should take over partitions, but "
+                                    "has lost its copies of 1 of them"));
+    EXPECT_THAT(Events(), Not(HasSubstr("host:101) is dead")));
+    EXPECT_THAT(Events(), Not(HasSubstr("does not follow")));
+  }
+};
+
+TEST_F(LostCopyTest, AnotherTakesOverAndNobodyIsGivenUpForIt) {
+  StartWithALostCopy();
+  Kill(0);
+  Run(absl::Seconds(2));
+  ExpectTheOtherCopyTookOver();
+  // It is made again there, of the one that took over. That is primary now: nobody stands by.
+  const uint64_t epoch = nodes_[3]->Last().map().epoch();
+  Add(pb::SERVER);
+  Run(absl::Milliseconds(500));
+  ASSERT_GT(nodes_[3]->Last().map().epoch(), epoch);
+  bool copied = false;
+  const pb::PartitionMap& map = nodes_[3]->Last().map();
+  for (const pb::Backup& backup : map.table(0).backup()) {
+    EXPECT_FALSE(backup.stands_by());
+    copied = copied || (backup.partition() == 0 && map.shard(backup.shard()).node() == 101);
+  }
+  EXPECT_TRUE(copied);
+}
+
+TEST_F(LostCopyTest, ASchedulerThatComesBackHearsOfItAgain) {
+  store_ = &memory_;
+  StartWithALostCopy();
+  nodes_[1]->on_lack = [this] {
+    if (scheduler_env_->alive()) scheduler_env_->Kill();
+  };
+  Kill(0);
+  Run(absl::Seconds(2));
+  ASSERT_FALSE(scheduler_env_->alive());
+  nodes_[1]->on_lack = [] {};
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  keeper_.events.clear();
+  StartScheduler();
+  Run(absl::Seconds(2));
+  ExpectTheOtherCopyTookOver();
+}
+
+TEST_F(LostCopyTest, IfNobodyStandsByAllBeginAgain) {
+  StartWithALostCopy();
+  nodes_[2]->lacking = nodes_[1]->lacking;
+  Kill(0);
+  Run(absl::Seconds(4));
+  EXPECT_EQ(nodes_[3]->Last().generation(), 2u);
+  EXPECT_THAT(Owners(nodes_[3]->Last()), ElementsAre(101, 102, 101, 102));
+  EXPECT_FALSE(nodes_[1]->stop.has_value());
+  EXPECT_FALSE(nodes_[2]->stop.has_value());
 }
 
 TEST_F(SchedulerNodeTest, WithoutCopiesAllBeginAgain) {

@@ -205,6 +205,43 @@ TEST_F(FailoverTest, ASpareHasNothingUntilItIsNeeded) {
   EXPECT_THAT(Weights(spare, 0), Each(-2));
 }
 
+TEST_F(FailoverTest, ACopyWithoutStateIsNotPromotedAndSaysSo) {
+  cluster_.experiment.mutable_consistency()->set_mode(pb::Consistency::ASP);
+  cluster_.AddDense(2);
+  for (int i = 0; i < 3; ++i) cluster_.AddServer();
+  pb::Assignment map = cluster_.Map(1, {0, 1});
+  cluster_.AddBackup(&map, 0, 2, false);
+  cluster_.AssignTo({0, 1, 2}, map);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  ASSERT_TRUE(cluster_.AskAs(0, 0, Push(0, 1, 1)).ok());
+  // What the map says of server 1 is not so.
+  cluster_.network.Cut(NodeId{ServerCluster::kFirstServer},
+                       NodeId{ServerCluster::kFirstServer + 1});
+  map = cluster_.Map(2, {0, 1});
+  cluster_.AddBackup(&map, 0, 1, true);
+  cluster_.AddBackup(&map, 0, 2, true);
+  cluster_.AssignTo({0, 1, 2}, map);
+  cluster_.Kill(0);
+  map = cluster_.Map(3, {1, 1});
+  cluster_.AddBackup(&map, 0, 2, false);
+  cluster_.AssignTo({2}, map);
+  const auto refused = cluster_.Assign(1, map);
+  ASSERT_TRUE(refused.ok()) << refused.status();
+  ASSERT_EQ(refused->lacks_size(), 1);
+  EXPECT_EQ(refused->lacks(0).table(), kTable);
+  EXPECT_EQ(refused->lacks(0).partition(), 0u);
+  EXPECT_EQ(refused->lowest_missing_size(), 0);
+  EXPECT_EQ(cluster_.AskAs(0, 1, Pull(0)).status().code(), absl::StatusCode::kFailedPrecondition);
+  // The other one still has what it had, though it was to follow this one; and this goes on.
+  map = cluster_.Map(4, {2, 1});
+  cluster_.AddBackup(&map, 0, 1, false);
+  cluster_.news.clear();
+  cluster_.AssignTo({1, 2}, map);
+  EXPECT_THAT(Weights(2, 0), Each(-1));
+  EXPECT_TRUE(cluster_.RunUntilNews(1));
+  ASSERT_TRUE(cluster_.AskAs(0, 1, Push(0, 1, 1, 1)).ok());
+}
+
 TEST_F(FailoverTest, OfThreeCopiesTheOthersFollowTheOneThatIsPromoted) {
   cluster_.experiment.mutable_consistency()->set_mode(pb::Consistency::ASP);
   cluster_.AddDense();

@@ -165,11 +165,6 @@ bool Membership::workers_complete() const {
                        [&](uint32_t rank) { return rank < workers_wanted_; }) == workers_wanted_;
 }
 
-void Membership::RemoveSpare(NodeId node) {
-  auto found = members_.find(node);
-  if (found != members_.end() && found->second.spare) Remove(node);
-}
-
 void Membership::Remove(NodeId node) {
   auto found = members_.find(node);
   if (found == members_.end()) return;

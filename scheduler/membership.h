@@ -31,7 +31,6 @@ struct Member {
   std::string name;      // "host:pid", as the node calls itself
   std::string endpoint;  // servers
   absl::Duration last_heard;
-  pb::Heartbeat heartbeat;  // the newest
   bool heard_heartbeat = false;
 
   // "worker 1 (host:4242)", "server 0 shard 2 (host:4243/2)".
@@ -57,8 +56,6 @@ class Membership {
   void Heard(NodeId node, absl::Duration now);
   // All that do not count as gone: they could not be heard before.
   void HeardAll(absl::Duration now);
-  // Forgets a spare, whose place another may take.
-  void RemoveSpare(NodeId node);
   // Forgets any node: it has died, or is let go. Its rank is free.
   void Remove(NodeId node);
 

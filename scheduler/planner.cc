@@ -17,6 +17,7 @@ struct Copy {
   bool synced = false;
   uint64_t since = 0;
   uint64_t news = 0;  // as pb::Backup has it
+  bool stands_by = false;
 };
 struct Partition {
   int owner = kNobody;
@@ -43,6 +44,7 @@ class ServerPlanner {
   // False: a partition is lost.
   bool Run() {
     if (!TakeOver()) return false;
+    if (!input_.partitions_move) return true;
     PromoteFromDrained();
     EndMoves();
     DropDrainedBackups();
@@ -81,6 +83,7 @@ class ServerPlanner {
           backup->set_synced(copy.synced);
           backup->set_since(copy.since);
           if (copy.news > 0) backup->set_news(copy.news);
+          if (copy.stands_by) backup->set_stands_by(true);
         }
       }
     }
@@ -100,8 +103,12 @@ class ServerPlanner {
       for (const pb::Backup& backup : table.backup()) {
         const int shard = find(backup.shard());
         if (shard == kNobody) continue;  // what a dead server held is gone
-        partitions[backup.partition()].backups.push_back(
-            {shard, backup.synced(), backup.since(), backup.news()});
+        partitions[backup.partition()].backups.push_back({shard, backup.synced(), backup.since(),
+                                                          backup.news(),
+                                                          backup.stands_by() && !backup.synced()});
+      }
+      for (const auto& [of, partition] : input_.vacant) {
+        if (of + 1 == tables_.size()) Vacate(&partitions[partition]);
       }
       of_table_.emplace_back(input_.servers.size(), 0);
       for (const Partition& partition : partitions) {
@@ -109,6 +116,19 @@ class ServerPlanner {
         for (const Copy& copy : partition.backups) ++copies_[copy.shard];
       }
     }
+  }
+
+  // The owner never was its primary: it has said that it has nothing to begin with. So nobody was
+  // since those that stand by were synced, and what they had then is all that was acknowledged.
+  void Vacate(Partition* partition) {
+    for (Copy& copy : partition->backups) {
+      if (!copy.stands_by) continue;
+      copy.synced = true;
+      copy.stands_by = false;
+    }
+    if (partition->owner != kNobody)
+      partition->backups.push_back({partition->owner, false, epoch_});
+    partition->owner = kNobody;
   }
 
   void Own(size_t table, int shard, int by) {
@@ -158,13 +178,14 @@ class ServerPlanner {
   }
 
   // The copy at backups[i] becomes the primary. The other copies may be ahead of it by what was not
-  // acknowledged, so they have to be brought up again.
+  // acknowledged, so they have to be brought up again. But should it turn out to have lost its
+  // state, which its primary did not live to tell, they have what it should have had.
   void Promote(size_t table, Partition* partition, size_t i, bool keep_old) {
     const int heir = partition->backups[i].shard;
     const int old = partition->owner;
     partition->backups.erase(partition->backups.begin() + i);
     // What is heard of them from now on is another primary's, with its own numbers.
-    for (Copy& copy : partition->backups) copy = {copy.shard, false, epoch_};
+    for (Copy& copy : partition->backups) copy = {copy.shard, false, epoch_, 0, copy.synced};
     --copies_[heir];
     Own(table, heir, 1);
     if (old != kNobody) Own(table, old, -1);
@@ -266,7 +287,8 @@ class ServerPlanner {
       const bool enough = ServingBackups(partition, true) >= desired_;
       for (size_t i = partition.backups.size(); i-- > 0;) {
         const Copy& copy = partition.backups[i];
-        if (!Serves(copy.shard) && (enough || !copy.synced)) Drop(&partition, i);
+        if (Serves(copy.shard) || copy.stands_by) continue;
+        if (enough || !copy.synced) Drop(&partition, i);
       }
     });
   }

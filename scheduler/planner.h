@@ -3,14 +3,16 @@
 //
 // A pure function, and without memory: what is under way can be seen in the current assignment (a
 // copy that is not synced is being brought up; a copy too many is there to take over).
-// Deterministic. A partition is always owned by who owned it or by a synced copy; no process holds
-// it twice.
+// Deterministic. A partition is always owned by who owned it or by a synced copy, or by one that
+// stands by, which was synced when the present owner was appointed, if that has refused; no process
+// holds it twice.
 #ifndef PARLEY_SCHEDULER_PLANNER_H_
 #define PARLEY_SCHEDULER_PLANNER_H_
 
 #include <cstdint>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "proto/cluster.pb.h"
@@ -41,7 +43,12 @@ struct PlanInput {
   uint32_t replicas = 0;
   std::set<uint32_t> finished;  // ranks that are done: they need no node any more
   bool move_living = true;      // ranks of living nodes may move, too
-  uint32_t max_moves = 4;       // partitions that are on their way at the same time for balance
+  // False: no partition is copied, so none moves on purpose, and `replicas` counts for nothing.
+  bool partitions_move = true;
+  uint32_t max_moves = 4;  // partitions that are on their way at the same time for balance
+  // Partitions, with their table's place in the map, whose owner has nothing to begin with and has
+  // said so: it was appointed by the current assignment or one before, and never was the primary.
+  std::set<std::pair<size_t, uint32_t>> vacant;
 };
 
 struct Plan {

@@ -62,25 +62,25 @@ void Rounds::Call(const Target& target, std::map<NodeId, CallId>* calls,
                    .what = "assignment to " + target.name,
                    .parked_extends = true,
                    .longest = kLongest * deadline_};
-  (*calls)[target.node] =
-      rpc_->Call(target.node, std::move(frame), std::move(call),
-                 [this, calls, node = target.node,
-                  answered = std::move(answered)](absl::StatusOr<Frame> answer) mutable {
-                   if (!answer.ok()) {
-                     handlers_.on_error(node, answer.status());
-                     return;
-                   }
-                   calls->erase(node);
-                   answered(node, *std::move(answer));
-                 });
+  (*calls)[target.node] = rpc_->Call(target.node, std::move(frame), std::move(call),
+                                     [this, node = target.node, answered = std::move(answered)](
+                                         absl::StatusOr<Frame> answer) mutable {
+                                       if (!answer.ok()) {
+                                         handlers_.on_error(node, answer.status());
+                                         return;
+                                       }
+                                       answered(node, *std::move(answer));
+                                     });
 }
 
 void Rounds::OnServer(NodeId node, const Frame& answer) {
   pb::Assigned assigned;
   // Only who owns partitions knows what is missing.
   if (OwnsAny(assignment_, node) && ParseBody(answer, &assigned).ok()) {
+    if (!assigned.lacks().empty()) return handlers_.on_lacks(node, assigned);
     answers_.push_back(std::move(assigned));
   }
+  servers_.erase(node);
   if (servers_.empty()) OnServersReady();
 }
 
@@ -124,7 +124,8 @@ void Rounds::FillStarts() {
 void Rounds::TellWorkers() {
   const std::vector<Target> targets = handlers_.workers_to_tell();
   for (const Target& target : targets) {
-    Call(target, &workers_, [this](NodeId, Frame) {
+    Call(target, &workers_, [this](NodeId node, Frame) {
+      workers_.erase(node);
       if (workers_.empty()) Done();
     });
   }

@@ -37,6 +37,8 @@ class Rounds {
     // A node has answered with an error, or not within the deadline. The round waits until it is
     // cancelled, or run again.
     absl::AnyInvocable<void(NodeId, const absl::Status&)> on_error;
+    // A server has lost copies that it should become primary of (Assigned.lacks). Likewise.
+    absl::AnyInvocable<void(NodeId, const pb::Assigned&)> on_lacks;
   };
 
   // Both must outlive this. `deadline` is for each node's answer, and for its silence while it says
@@ -50,8 +52,6 @@ class Rounds {
   // A server that matters no more is not waited for.
   void Drop(NodeId server);
 
-  bool running() const { return !servers_.empty() || !workers_.empty(); }
-  bool servers_ready() const { return servers_.empty(); }
   // Servers that have not answered yet.
   const std::map<NodeId, CallId>& awaited() const { return servers_; }
 

@@ -178,13 +178,6 @@ void RunTally::AddCounts(NodeId server, const pb::ServerCounts& counts) {
   counts_[server] = counts;
 }
 
-RunProgress RunTally::Progress(const std::vector<Member*>& workers, uint64_t train_samples,
-                               absl::Duration now) {
-  std::vector<pb::Heartbeat> beats;
-  for (const Member* worker : workers) beats.push_back(worker->heartbeat);
-  return ProgressOf(beats, train_samples, now);
-}
-
 uint64_t RunTally::PlannedSteps(uint64_t train_samples) const {
   const uint64_t batch = std::max<uint64_t>(1, experiment_.training().global_batch());
   uint64_t steps = (train_samples + batch - 1) / batch * experiment_.training().epochs();

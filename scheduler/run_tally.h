@@ -65,8 +65,6 @@ class RunTally {
   uint64_t PlannedSteps(uint64_t train_samples) const;
 
   // Where things stand, from the newest heartbeats. `now` counts from any fixed moment.
-  RunProgress Progress(const std::vector<Member*>& workers, uint64_t train_samples,
-                       absl::Duration now);
   RunProgress ProgressOf(const std::vector<pb::Heartbeat>& beats, uint64_t train_samples,
                          absl::Duration now);
 

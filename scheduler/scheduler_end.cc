@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "ps/config/copied_partitions.h"
 #include "ps/net/scheduler_link.h"
 #include "scheduler/scheduler_impl.h"
 
@@ -345,6 +346,13 @@ void SchedulerNode::Impl::AnswerControl(ControlKey key,
 }
 
 absl::Status SchedulerNode::Impl::CheckResize(uint32_t servers) {
+  if (const std::string why = WhyPartitionsStay(options_.experiment); !why.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("%d servers were asked for, but partitions cannot move while this "
+                        "experiment trains: it has "
+                        "%s. Stop it, and go on from a checkpoint on other servers (--resume)",
+                        servers, why));
+  }
   std::set<uint64_t> processes;
   for (const Member* server : CompleteServers()) processes.insert(server->process);
   const uint32_t least = cluster().replicas() + 1;

@@ -104,6 +104,7 @@ class SchedulerNode::Impl {
   std::vector<Rounds::Target> WorkersToTell();
   void OnRoundDone(absl::Duration took);
   void OnRoundError(NodeId node, const absl::Status& status);
+  void OnLacks(NodeId node, const pb::Assigned& answer);
   void UpdateSpares();
   void OnSettled();
   void JudgeSpeed();
@@ -181,6 +182,8 @@ class SchedulerNode::Impl {
   bool round_wanted_ = false;
   bool round_open_ = false;        // begun, and not everybody has heard of it yet
   bool generation_round_ = false;  // the round under way begins a generation
+  // Who was to take these over has nothing to begin with (Assigned.lacks); for the next plan.
+  std::set<std::pair<size_t, uint32_t>> vacant_;
   TimerId round_timer_ = kNoTimer;
   uint64_t round_ = 0;  // counts rounds, so that what is late can be told
   std::optional<absl::Duration> orphans_since_;

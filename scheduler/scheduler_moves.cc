@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "ps/config/copied_partitions.h"
 #include "ps/net/scheduler_link.h"
 #include "scheduler/scheduler_impl.h"
 
@@ -213,6 +214,7 @@ PlanInput SchedulerNode::Impl::MakePlanInput() {
   }
   input.servers_wanted = servers_wanted_;
   input.replicas = cluster().replicas();
+  input.partitions_move = WhyPartitionsStay(options_.experiment).empty();
   input.finished = tally_.finished_ranks();
   input.move_living = cluster().worker_loss() == pb::Cluster::REPLACE && Exact();
   return input;
@@ -238,9 +240,11 @@ void SchedulerNode::Impl::CancelRound() {
 }
 
 void SchedulerNode::Impl::PlanRound() {
+  PlanInput input = MakePlanInput();
+  input.vacant = std::exchange(vacant_, {});
   if (!Running() || restoring_) return;
   round_wanted_ = false;
-  const Plan plan = MakePlan(MakePlanInput(), assignment_);
+  const Plan plan = MakePlan(input, assignment_);
   if (plan.lost) {
     const pb::TableSpec& table = assignment_.table(plan.lost_table);
     return RollBack(verdict_.value_or(absl::UnavailableError("servers are gone")),
@@ -337,6 +341,10 @@ void SchedulerNode::Impl::RunRound(bool generation) {
 
 void SchedulerNode::Impl::OnServersReady(const pb::Assignment& assignment) {
   published_ = assignment;
+  // Primaries are what they were to be, and from now on do what copies that stand by do not have.
+  for (pb::TableMap& table : *assignment_.mutable_map()->mutable_table()) {
+    for (pb::Backup& backup : *table.mutable_backup()) backup.clear_stands_by();
+  }
   if (phase_ == Phase::kAssigning) {
     phase_ = Phase::kTraining;
     training_since_ = env_->Now();
@@ -388,6 +396,34 @@ void SchedulerNode::Impl::OnRoundError(NodeId node, const absl::Status& status) 
   const absl::Status verdict =
       absl::Status(status.code(), absl::StrCat(member->Describe(true), " ", cause));
   OnDead(node, cause, verdict);
+}
+
+// It has lost copies that it should become primary of, and their primary did not live to tell. It
+// is none the worse for that: others stand in for it there.
+void SchedulerNode::Impl::OnLacks(NodeId node, const pb::Assigned& answer) {
+  const Member* member = members_.Find(node);
+  if (member == nullptr) return;
+  std::set<std::pair<uint32_t, uint32_t>> lacks;
+  for (const pb::Assigned::Lack& lack : answer.lacks()) {
+    lacks.emplace(lack.table(), lack.partition());
+  }
+  const pb::PartitionMap& map = assignment_.map();
+  std::set<std::pair<size_t, uint32_t>> vacant;
+  for (int t = 0; t < map.table_size(); ++t) {
+    for (int p = 0; p < map.table(t).owner_size(); ++p) {
+      if (map.shard(static_cast<int>(map.table(t).owner(p))).node() == Value(node) &&
+          lacks.contains({map.table(t).table(), p})) {
+        vacant.emplace(t, p);
+      }
+    }
+  }
+  if (!Running() || restoring_ || vacant.size() != lacks.size()) {
+    return OnRoundError(node, absl::FailedPreconditionError("it lacks what it was not given"));
+  }
+  Event(absl::StrFormat("%s should take over partitions, but has lost its copies of %d of them",
+                        member->Describe(true), vacant.size()));
+  vacant_ = std::move(vacant);
+  RequestRound(true);
 }
 
 void SchedulerNode::Impl::UpdateSpares() {

@@ -35,12 +35,14 @@ SchedulerNode::Impl::Impl(Env* env, Transport* transport, Options options, RunOb
       tally_(options_.experiment),
       detector_(env, transport, &rpc_, absl::Milliseconds(cluster().heartbeat_ms()),
                 [this](NodeId node) { OnGone(node); }),
-      rounds_(env, &rpc_, absl::Milliseconds(cluster().start_timeout_ms()),
-              {.on_servers_ready = [this](const pb::Assignment& ready) { OnServersReady(ready); },
-               .workers_to_tell = [this] { return WorkersToTell(); },
-               .on_done = [this](absl::Duration took) { OnRoundDone(took); },
-               .on_error = [this](NodeId node,
-                                  const absl::Status& status) { OnRoundError(node, status); }}),
+      rounds_(
+          env, &rpc_, absl::Milliseconds(cluster().start_timeout_ms()),
+          {.on_servers_ready = [this](const pb::Assignment& ready) { OnServersReady(ready); },
+           .workers_to_tell = [this] { return WorkersToTell(); },
+           .on_done = [this](absl::Duration took) { OnRoundDone(took); },
+           .on_error = [this](NodeId node,
+                              const absl::Status& status) { OnRoundError(node, status); },
+           .on_lacks = [this](NodeId node, const pb::Assigned& answer) { OnLacks(node, answer); }}),
       journal_(env, options_.store,
                {.state = [this] { return SaveState(); },
                 .event = [this](const std::string& line) { Event(line); },
@@ -247,16 +249,8 @@ void SchedulerNode::Impl::OnHeartbeat(NodeId from, const Frame& request) {
   Member* member = members_.Find(from);
   member->last_heard = env_->Now();
   if (member->role == pb::WORKER) NoteBeat(from, heartbeat);
-  // Heartbeats may overtake each other; what a worker has done never shrinks.
-  if (!member->heard_heartbeat || heartbeat.samples() >= member->heartbeat.samples()) {
-    member->heartbeat = std::move(heartbeat);
-    member->heard_heartbeat = true;
-  }
-  pb::HeartbeatAck ack;
-  ack.set_epoch(assignment_.map().epoch());
-  Frame answer;
-  answer.header.set_body(ack.SerializeAsString());
-  rpc_.Reply(from, request.header, std::move(answer));
+  member->heard_heartbeat = true;
+  rpc_.Reply(from, request.header, Frame());
 }
 
 void SchedulerNode::Impl::NoteBeat(NodeId from, const pb::Heartbeat& beat) {

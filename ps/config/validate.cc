@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "ps/config/copied_partitions.h"
 #include "ps/config/field_rules.h"
 #include "ps/config/validate_tables.h"
 
@@ -132,8 +133,7 @@ class Validator {
               ? absl::StrCat("0..", cluster.servers() - 1, ", less than cluster.servers")
               : "0, or more cluster.servers");
     }
-    if (cluster.replicas() > 0 && experiment.optimizer().clip_norm() > 0 &&
-        experiment.consistency().mode() != pb::Consistency::BSP) {
+    if (cluster.replicas() > 0 && NormsForbidCopies(experiment)) {
       Add("cluster.replicas",
           absl::StrCat(cluster.replicas(), " with optimizer.clip_norm and mode ",
                        pb::Consistency::Mode_Name(experiment.consistency().mode())),

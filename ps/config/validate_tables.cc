@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "ps/codec/payload_codec.h"
+#include "ps/config/copied_partitions.h"
 #include "ps/config/suggest.h"
 
 namespace parley {
@@ -77,9 +78,7 @@ class Finder {
                                     " readers hold no version that changes could be added to"),
           .remedy = ", or mode BSP"};
     }
-    // Who is passed over reads what is newest, even if no copy has it yet. If that is lost, the
-    // step is made again, maybe of other pushes, under the same version.
-    if (experiment_.cluster().replicas() > 0 && consistency.backup_workers() > 0) {
+    if (experiment_.cluster().replicas() > 0 && ChangesForbidCopies(experiment_)) {
       return {.otherwise =
                   "with cluster.replicas and consistency.backup_workers a reader may hold a "
                   "version that a failover makes another, to which changes do not apply",
@@ -176,11 +175,6 @@ class Finder {
         absl::StrCat(absl::StrJoin(Stateless(names), ", "), use.remedy));
   }
 
-  // By the default settings: those of the experiment may be out of range, which is said elsewhere.
-  static bool KeepsResidual(const std::string& name) {
-    const auto codec = PayloadCodec::Create(name, pb::Compression());
-    return codec.ok() && *codec != nullptr && (*codec)->keeps_residual();
-  }
   static std::vector<std::string> Stateless(std::vector<std::string> names) {
     std::erase_if(names, KeepsResidual);
     return names;

@@ -25,6 +25,12 @@ void ServerNode::Impl::OnAssign(NodeId from, const Frame& request) {
     return rpc_.ReplyParked(from, request.header, "the checkpoint to be read");
   }
   if (epoch_ != 0 && assignment.generation() == generation_) {
+    const pb::Assigned lacking = Lacking(assignment);
+    if (!lacking.lacks().empty()) {
+      Frame answer;
+      answer.header.set_body(lacking.SerializeAsString());
+      return rpc_.Reply(from, request.header, std::move(answer));
+    }
     status = Move(assignment);
   } else {
     status = Begin(assignment);
@@ -88,6 +94,27 @@ void ServerNode::Impl::Restore(const pb::Assignment& assignment) {
                                              });
                                              restore_.reset();
                                            });
+}
+
+// Copies that were lost here and are to be promoted: the primary that found it out did not live to
+// say so, and another copy may have what this one had.
+pb::Assigned ServerNode::Impl::Lacking(const pb::Assignment& assignment) const {
+  pb::Assigned answer;
+  for (const pb::TableSpec& spec : assignment.table()) {
+    const HostedTable* table = roles_.Find(spec.id());
+    const auto places = PlacesOf(spec, assignment.map(), transport_->self());
+    if (table == nullptr || !places.ok()) continue;  // refused as a whole, by Move
+    for (const auto& [index, backup] : table->backups) {
+      if (backup->has_state() || index >= places->size() ||
+          (*places)[index].role != PartitionRole::kPrimary) {
+        continue;
+      }
+      pb::Assigned::Lack* lack = answer.add_lacks();
+      lack->set_table(spec.id());
+      lack->set_partition(index);
+    }
+  }
+  return answer;
 }
 
 absl::Status ServerNode::Impl::Move(const pb::Assignment& assignment) {

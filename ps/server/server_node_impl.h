@@ -97,6 +97,7 @@ class ServerNode::Impl {
   absl::Status CheckAssignment(const pb::Assignment& assignment) const;
   absl::Status Begin(const pb::Assignment& assignment);
   void Restore(const pb::Assignment& assignment);
+  pb::Assigned Lacking(const pb::Assignment& assignment) const;
   absl::Status Move(const pb::Assignment& assignment);
   void Activate(const pb::Assignment& assignment);
   void FinishAssign(NodeId from, const pb::FrameHeader& request, const absl::Status& status);

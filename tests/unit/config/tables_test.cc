@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "ps/config/copied_partitions.h"
 #include "ps/config/experiment.h"
 
 namespace parley {
@@ -113,6 +114,23 @@ TEST(Compression, ChangesMayNotBePulledWithBackupWorkersAndCopies) {
                                          HasSubstr("or backup_workers 0, or replicas 0"))));
   EXPECT_THAT(Errors(kDense, {copies, servers, pull}), ElementsAre());
   EXPECT_THAT(Errors(kDense, {backup, copies, servers, "compression.pull=fp16"}), ElementsAre());
+}
+
+TEST(CopiedPartitions, WhyTheyStayIsSaid) {
+  pb::Experiment experiment;
+  EXPECT_EQ(WhyPartitionsStay(experiment), "");
+  experiment.mutable_optimizer()->set_clip_norm(1);
+  EXPECT_EQ(WhyPartitionsStay(experiment), "");
+  experiment.mutable_consistency()->set_mode(pb::Consistency::SSP);
+  EXPECT_EQ(WhyPartitionsStay(experiment), "optimizer.clip_norm with mode SSP");
+  experiment.clear_consistency();
+  experiment.mutable_compression()->set_pull("top_k");
+  EXPECT_EQ(WhyPartitionsStay(experiment), "");
+  experiment.mutable_consistency()->set_backup_workers(1);
+  EXPECT_EQ(WhyPartitionsStay(experiment),
+            "compression.pull 'top_k' with consistency.backup_workers");
+  experiment.mutable_compression()->set_pull("fp16");
+  EXPECT_EQ(WhyPartitionsStay(experiment), "");
 }
 
 TEST(Compression, OfAnEmbedding) {

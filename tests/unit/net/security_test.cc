@@ -105,7 +105,7 @@ TEST_F(Keys, WhoIsLetInIsTheOwnersToSay) {
 
 TEST_F(Keys, DirectoriesThatOthersCanWriteToAreRefused) {
   MakeAll();
-  for (const std::string path : {dir_, dir_ + "/authorized"}) {
+  for (const std::string& path : {dir_, dir_ + "/authorized"}) {
     const mode_t before = ModeOf(path);
     for (const mode_t mode : {0775u, 0707u, 01777u}) {
       ASSERT_EQ(chmod(path.c_str(), mode), 0);

@@ -99,9 +99,7 @@ TEST(Membership, ASilentSpareMakesRoom) {
     ASSERT_TRUE(members.Admit(NodeId{100 + i}, WorkerHello(), {}).ok());
   }
   ASSERT_FALSE(members.Admit(NodeId{999}, WorkerHello(), {}).ok());
-  members.RemoveSpare(NodeId{100});  // no spare: stays
-  ASSERT_NE(members.Find(NodeId{100}), nullptr);
-  members.RemoveSpare(NodeId{105});
+  members.Remove(NodeId{105});
   EXPECT_EQ(members.Find(NodeId{105}), nullptr);
   EXPECT_TRUE((*members.Admit(NodeId{999}, WorkerHello(), {}))->spare);
 }

@@ -6,6 +6,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -72,8 +73,17 @@ class History {
     if (dice == 5 && !input_.workers.empty()) {
       input_.workers[Draw(input_.workers.size())].slow = Draw(2) == 0;
     }
+    // Whoever is appointed may refuse before anything is synced by it, or goes on as primary.
+    input_.vacant.clear();
+    if (!appointed_.empty() && Draw(3) == 0) {
+      for (const auto& partition : appointed_) {
+        if (Draw(2) == 0) input_.vacant.insert(partition);
+      }
+      return;
+    }
     for (pb::TableMap& table : *current_.mutable_map()->mutable_table()) {
       for (pb::Backup& backup : *table.mutable_backup()) {
+        backup.clear_stands_by();
         if (Draw(2) == 0) backup.set_synced(true);
       }
     }
@@ -88,6 +98,16 @@ class History {
       return;
     }
     Check(plan);
+    appointed_.clear();
+    for (int t = 0; t < plan.next.map().table_size(); ++t) {
+      for (int p = 0; p < plan.next.map().table(t).owner_size(); ++p) {
+        if (NodeOf(current_, current_.map().table(t).owner(p)) ==
+            NodeOf(plan.next, plan.next.map().table(t).owner(p))) {
+          continue;
+        }
+        appointed_.emplace(t, p);
+      }
+    }
     current_ = plan.next;
   }
 
@@ -104,11 +124,27 @@ class History {
     return copies;
   }
 
+  // Whose owner has refused; those that stand by are as good as synced then.
+  bool Vacant(int table, uint32_t partition) {
+    return input_.vacant.contains({static_cast<size_t>(table), partition});
+  }
+  bool StandsBy(int table, uint32_t partition, uint64_t node) {
+    for (const pb::Backup& backup : current_.map().table(table).backup()) {
+      if (backup.partition() == partition && NodeOf(current_, backup.shard()) == node) {
+        return backup.stands_by();
+      }
+    }
+    return false;
+  }
+
   void CheckLost(const Plan& plan) {
-    const pb::TableMap& table = current_.map().table(plan.lost_table);
-    EXPECT_FALSE(Lives(NodeOf(current_, table.owner(plan.lost_partition))));
-    for (const auto& [node, synced] : Copies(current_, plan.lost_table, plan.lost_partition)) {
-      EXPECT_FALSE(synced && Lives(node));
+    const auto table = static_cast<int>(plan.lost_table);
+    const uint32_t owner = current_.map().table(table).owner(plan.lost_partition);
+    const bool vacant = Vacant(table, plan.lost_partition);
+    EXPECT_FALSE(Lives(NodeOf(current_, owner)) && !vacant);
+    for (const auto& [node, synced] : Copies(current_, table, plan.lost_partition)) {
+      const bool good = synced || (vacant && StandsBy(table, plan.lost_partition, node));
+      EXPECT_FALSE(good && Lives(node));
     }
   }
 
@@ -154,13 +190,18 @@ class History {
       ASSERT_TRUE(old_copies.contains(node));
       EXPECT_TRUE(old_copies.at(node));
     }
-    if (before == after) return;
+    if (before == after) {
+      EXPECT_FALSE(Vacant(t, p));
+      return;
+    }
     ASSERT_TRUE(old_copies.contains(after)) << "taken over by one that has no copy";
-    EXPECT_TRUE(old_copies.at(after)) << "taken over by a copy that is not synced";
+    EXPECT_TRUE(old_copies.at(after) || (Vacant(t, p) && StandsBy(t, p, after)))
+        << "taken over by a copy that is not synced";
   }
 
   // Left alone it comes to rest: everybody has what was asked for, and the work is spread.
   void Drain() {
+    input_.vacant.clear();
     current_ = Settle(input_, current_);
     std::set<uint32_t> live;
     for (const PlanServer& server : input_.servers) live.insert(server.rank);
@@ -198,6 +239,7 @@ class History {
   std::mt19937_64 random_;
   PlanInput input_;
   pb::Assignment current_;
+  std::set<std::pair<size_t, uint32_t>> appointed_;  // partitions, by the newest plan
   uint32_t shards_ = 1, workers_ = 1, next_ = 0, next_worker_ = 0;
   bool lost_ = false;
 };

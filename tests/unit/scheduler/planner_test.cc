@@ -126,6 +126,59 @@ TEST_F(PlannerTest, WhenAPromotionHappensTheOtherCopiesAreBroughtUpAgain) {
   EXPECT_EQ(plan.next.map().table(0).backup(0).since(), plan.next.map().epoch());
 }
 
+TEST_F(PlannerTest, AnHeirThatHasLostItsStateIsPassedOver) {
+  Servers({0, 1, 2, 3});
+  Workers({0});
+  input_.servers_wanted = 4;
+  input_.replicas = 3;
+  const pb::Assignment before = Settle(input_, Start({0, 1, 2, 3}, {1}, 1));
+  EXPECT_THAT(Places(before), ElementsAre("0|1 2 3"));
+  Servers({1, 2, 3});
+  input_.replicas = 2;
+  const Plan first = MakePlan(input_, before);
+  EXPECT_THAT(Places(first.next), ElementsAre("1|2* 3*"));
+  input_.vacant = {{0, 0}};
+  const Plan second = MakePlan(input_, first.next);
+  ASSERT_FALSE(second.lost);
+  EXPECT_EQ(second.taken_over, 1u);
+  EXPECT_THAT(second.heirs, ElementsAre(NodeId{120}));
+  EXPECT_THAT(Places(second.next), ElementsAre("2|3* 1*"));
+  const Plan third = MakePlan(input_, second.next);
+  EXPECT_THAT(Places(third.next), ElementsAre("3|1* 2*"));
+  // Those that have refused do not stand by.
+  EXPECT_TRUE(MakePlan(input_, third.next).lost);
+}
+
+// It may have acknowledged what they lack.
+TEST_F(PlannerTest, WhoStandsByIsNoHeirOfOneThatDies) {
+  Servers({0, 1, 2});
+  Workers({0});
+  input_.servers_wanted = 3;
+  input_.replicas = 2;
+  const pb::Assignment before = Settle(input_, Start({0, 1, 2}, {1}, 1));
+  Servers({1, 2});
+  const Plan first = MakePlan(input_, before);
+  ASSERT_THAT(Places(first.next), ElementsAre("1|2*"));
+  EXPECT_TRUE(first.next.map().table(0).backup(0).stands_by());
+  Servers({2});
+  EXPECT_TRUE(MakePlan(input_, first.next).lost);
+}
+
+// Else there would be nobody to stand in; and it goes once it is not needed for that any more.
+TEST_F(PlannerTest, ACopyThatStandsByIsKeptThoughItsServerIsLetGo) {
+  Servers({0, 1, 2});
+  Workers({0});
+  input_.servers_wanted = 3;
+  input_.replicas = 2;
+  const pb::Assignment before = Settle(input_, Start({0, 1, 2}, {1}, 1));
+  Servers({1, 2});
+  input_.servers_wanted = 1;
+  Plan plan = MakePlan(input_, before);
+  EXPECT_THAT(Places(plan.next), ElementsAre("1|2*"));
+  plan.next.mutable_map()->mutable_table(0)->mutable_backup(0)->clear_stands_by();
+  EXPECT_THAT(Places(MakePlan(input_, plan.next).next), ElementsAre("1"));
+}
+
 TEST_F(PlannerTest, AServerMorePartitionsMoveUntilTheyAreSpread) {
   Servers({0, 1, 2});
   Workers({0});
@@ -215,6 +268,21 @@ TEST_F(PlannerTest, ShardsOfOneProcessNeverHoldTwoCopies) {
   for (const std::string& place : Places(settled)) {
     EXPECT_TRUE(place == "0|1" || place == "1|0") << place;
   }
+}
+
+TEST_F(PlannerTest, WherePartitionsMayNotBeCopiedNoneMoves) {
+  Servers({0, 1, 2});
+  Workers({0});
+  input_.partitions_move = false;
+  input_.replicas = 1;
+  for (uint32_t servers : {1, 2, 3}) {
+    input_.servers_wanted = servers;
+    const Plan plan = MakePlan(input_, Start({0, 1}, {6}, 1));
+    EXPECT_THAT(Places(plan.next), ElementsAre("0", "1", "0", "1", "0", "1"));
+    EXPECT_TRUE(plan.settled);
+  }
+  Servers({0});
+  EXPECT_TRUE(MakePlan(input_, Start({0, 1}, {6}, 1)).lost);
 }
 
 TEST_F(PlannerTest, RanksOfADeadNodeGoToTheOneWithTheFewest) {

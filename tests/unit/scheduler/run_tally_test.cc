@@ -102,24 +102,24 @@ TEST(RunTally, SparseTablesAreSummedOverServers) {
 
 TEST(RunTally, ProgressIsTheSlowestWorkers) {
   RunTally tally(TwoWorkers());
-  Member fast, slow;
-  fast.heartbeat.set_tick(12);
-  fast.heartbeat.set_data_epoch(2);
-  fast.heartbeat.set_samples(100);
-  fast.heartbeat.set_loss(1.0);
-  slow.heartbeat.set_tick(9);
-  slow.heartbeat.set_data_epoch(1);
-  slow.heartbeat.set_samples(60);
-  slow.heartbeat.set_loss(2.0);
-  slow.heartbeat.set_waiting_for("worker 0");
-  RunProgress progress = tally.Progress({&fast, &slow}, 45, absl::Seconds(1));
+  pb::Heartbeat fast, slow;
+  fast.set_tick(12);
+  fast.set_data_epoch(2);
+  fast.set_samples(100);
+  fast.set_loss(1.0);
+  slow.set_tick(9);
+  slow.set_data_epoch(1);
+  slow.set_samples(60);
+  slow.set_loss(2.0);
+  slow.set_waiting_for("worker 0");
+  RunProgress progress = tally.ProgressOf({fast, slow}, 45, absl::Seconds(1));
   EXPECT_EQ(progress.step, 9u);
   EXPECT_EQ(progress.epoch, 1u);
   EXPECT_EQ(progress.steps, 15u);  // 5 steps an epoch, the last of 5 samples
   EXPECT_DOUBLE_EQ(progress.loss, 1.5);
   EXPECT_EQ(progress.waiting_for, "worker 0");
-  fast.heartbeat.set_samples(140);
-  EXPECT_DOUBLE_EQ(tally.Progress({&fast, &slow}, 45, absl::Seconds(3)).samples_per_second, 20.0);
+  fast.set_samples(140);
+  EXPECT_DOUBLE_EQ(tally.ProgressOf({fast, slow}, 45, absl::Seconds(3)).samples_per_second, 20.0);
 }
 
 pb::Finished Done(uint32_t rank, uint64_t pushes, uint64_t generation) {

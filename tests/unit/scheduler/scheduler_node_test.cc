@@ -17,6 +17,7 @@ namespace {
 using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST_F(SchedulerNodeTest, WithoutFailuresThereIsOneRound) {
   StartJob();
@@ -142,6 +143,86 @@ TEST_F(SchedulerNodeTest, NewsOfACopyThatIsNoneAnyMoreAreRefused) {
     ++refused;
   }
   EXPECT_GT(refused, 0);
+}
+
+// Its primary had found that they differ, and did not live to say so.
+class LostCopyTest : public SchedulerNodeTest {
+ protected:
+  // Partition 0 is of server 0, with copies on 1, which would be its heir, and 2.
+  void StartWithALostCopy() {
+    experiment_.mutable_cluster()->set_servers(3);
+    experiment_.mutable_cluster()->set_replicas(2);
+    StartScheduler();
+    for (pb::Role role : {pb::SERVER, pb::SERVER, pb::SERVER, pb::WORKER, pb::WORKER}) {
+      Add(role);
+      Run(absl::Milliseconds(20));
+    }
+    Run(absl::Milliseconds(100));
+    for (size_t server : {0, 1, 2}) nodes_[server]->SayAllSynced();
+    Run(absl::Milliseconds(100));
+    ASSERT_THAT(keeper_.events, Contains("all partitions have their copies"));
+    ASSERT_THAT(Owners(nodes_[3]->Last()), ElementsAre(100, 101, 102, 100));
+    nodes_[1]->lacking.add_lacks()->set_partition(0);
+  }
+  void ExpectTheOtherCopyTookOver() {
+    const pb::Assignment& last = nodes_[3]->Last();
+    EXPECT_THAT(Owners(last), ElementsAre(102, 101, 102, 102));
+    EXPECT_EQ(last.generation(), 1u);
+    EXPECT_FALSE(nodes_[1]->stop.has_value());
+    EXPECT_FALSE(end_.has_value());
+    EXPECT_THAT(Events(), HasSubstr("server 1 shard 0 (host:101) should take over partitions, but "
+                                    "has lost its copies of 1 of them"));
+    EXPECT_THAT(Events(), Not(HasSubstr("host:101) is dead")));
+    EXPECT_THAT(Events(), Not(HasSubstr("does not follow")));
+  }
+};
+
+TEST_F(LostCopyTest, AnotherTakesOverAndNobodyIsGivenUpForIt) {
+  StartWithALostCopy();
+  Kill(0);
+  Run(absl::Seconds(2));
+  ExpectTheOtherCopyTookOver();
+  // It is made again there, of the one that took over. That is primary now: nobody stands by.
+  const uint64_t epoch = nodes_[3]->Last().map().epoch();
+  Add(pb::SERVER);
+  Run(absl::Milliseconds(500));
+  ASSERT_GT(nodes_[3]->Last().map().epoch(), epoch);
+  bool copied = false;
+  const pb::PartitionMap& map = nodes_[3]->Last().map();
+  for (const pb::Backup& backup : map.table(0).backup()) {
+    EXPECT_FALSE(backup.stands_by());
+    copied = copied || (backup.partition() == 0 && map.shard(backup.shard()).node() == 101);
+  }
+  EXPECT_TRUE(copied);
+}
+
+TEST_F(LostCopyTest, ASchedulerThatComesBackHearsOfItAgain) {
+  store_ = &memory_;
+  StartWithALostCopy();
+  nodes_[1]->on_lack = [this] {
+    if (scheduler_env_->alive()) scheduler_env_->Kill();
+  };
+  Kill(0);
+  Run(absl::Seconds(2));
+  ASSERT_FALSE(scheduler_env_->alive());
+  nodes_[1]->on_lack = [] {};
+  scheduler_.reset();
+  scheduler_transport_.reset();
+  keeper_.events.clear();
+  StartScheduler();
+  Run(absl::Seconds(2));
+  ExpectTheOtherCopyTookOver();
+}
+
+TEST_F(LostCopyTest, IfNobodyStandsByAllBeginAgain) {
+  StartWithALostCopy();
+  nodes_[2]->lacking = nodes_[1]->lacking;
+  Kill(0);
+  Run(absl::Seconds(4));
+  EXPECT_EQ(nodes_[3]->Last().generation(), 2u);
+  EXPECT_THAT(Owners(nodes_[3]->Last()), ElementsAre(101, 102, 101, 102));
+  EXPECT_FALSE(nodes_[1]->stop.has_value());
+  EXPECT_FALSE(nodes_[2]->stop.has_value());
 }
 
 TEST_F(SchedulerNodeTest, WithoutCopiesAllBeginAgain) {
@@ -298,6 +379,36 @@ TEST_F(SchedulerNodeTest, ADeposedSchedulerTellsNobodyToStop) {
   EXPECT_THAT(std::string(end_->message()), HasSubstr("another leads"));
   EXPECT_FALSE(keeper_.summary.has_value());
   EXPECT_FALSE(nodes_[0]->stop.has_value());
+}
+
+// A partition that moved might wait for a norm for ever, or workers hold weights that are none.
+TEST_F(SchedulerNodeTest, PartitionsThatCannotBeCopiedStayWhereTheyAre) {
+  experiment_.mutable_consistency()->set_mode(pb::Consistency::ASP);
+  experiment_.mutable_optimizer()->set_clip_norm(1);
+  StartJob();
+  Add(pb::SERVER);
+  Run(absl::Seconds(1));
+  Node tool(&world_, &network_, 900, pb::ROLE_UNKNOWN);
+  tool.rpc->SetIdentity(JobId("job"), 0, 0);
+  for (uint32_t servers : {1, 3}) {
+    pb::Control control;
+    control.set_servers(servers);
+    absl::Status said;
+    tool.Ask(pb::CONTROL, control.SerializeAsString(),
+             [&](absl::StatusOr<Frame> frame) { said = frame.status(); });
+    Run(absl::Milliseconds(500));
+    EXPECT_EQ(said.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(std::string(said.message()),
+                HasSubstr("cannot move while this experiment trains: it has optimizer.clip_norm "
+                          "with mode ASP"));
+  }
+  EXPECT_THAT(Owners(nodes_[0]->Last()), ElementsAre(100, 101, 100, 101));
+  EXPECT_EQ(nodes_[0]->Last().map().table(0).backup_size(), 0);
+  // What is lost is lost as without copies anywhere: all begin again, also on the new server.
+  Kill(1);
+  Run(absl::Seconds(2));
+  EXPECT_EQ(nodes_[2]->Last().generation(), 2u);
+  EXPECT_THAT(Owners(nodes_[2]->Last()), ElementsAre(100, 104, 100, 104));
 }
 
 TEST_F(SchedulerNodeTest, FewerServersAreAskedForWhileItTrains) {

@@ -59,8 +59,10 @@ struct Node {
       pb::Assignment assignment;
       EXPECT_TRUE(assignment.ParseFromString(frame.header.body()));
       assigned.push_back(assignment);
+      const bool lacks = Lacks(assignment);
+      if (lacks) on_lack();
       Frame answer;
-      answer.header.set_body(missing.SerializeAsString());
+      answer.header.set_body((lacks ? lacking : missing).SerializeAsString());
       rpc->Reply(from, frame.header, std::move(answer));
     });
     rpc->Handle(pb::PING, [this](NodeId from, Frame f) { rpc->Reply(from, f.header, Frame()); });
@@ -169,6 +171,16 @@ struct Node {
     });
   }
   const pb::Assignment& Last() const { return assigned.back(); }
+  // Whether it shall be primary of what it has lost. REQUIRES: there is one table.
+  bool Lacks(const pb::Assignment& assignment) const {
+    if (assignment.generation() > 1) return false;
+    const pb::PartitionMap& map = assignment.map();
+    for (const pb::Assigned::Lack& lack : lacking.lacks()) {
+      const uint32_t owner = map.table(0).owner(static_cast<int>(lack.partition()));
+      if (map.shard(static_cast<int>(owner)).node() == Value(node)) return true;
+    }
+    return false;
+  }
 
   const NodeId node;
   const pb::Role role;
@@ -177,6 +189,8 @@ struct Node {
   std::unique_ptr<Rpc> rpc;
   std::vector<pb::Assignment> assigned;
   pb::Assigned missing;
+  pb::Assigned lacking;  // copies of the first generation that are lost here: nobody knows it
+  std::function<void()> on_lack = [] {};  // before that is said
   pb::ServerCounts counts;
   std::optional<pb::Stop> stop;
   absl::Status refused;

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "ps/server/replica_sender.h"
-#include "tests/unit/server/server_cluster.h"
+#include "tests/unit/server/failover_testing.h"
 
 namespace parley {
 namespace {
@@ -11,46 +11,6 @@ namespace {
 using ::testing::Each;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr uint32_t kTable = ServerCluster::kTable;
-
-Request Pull(uint64_t tick) {
-  Request pull(pb::PULL, kTable);
-  return pull.Tick(tick).Part(0);
-}
-Request Push(uint64_t tick, uint64_t sequence, float value, uint32_t partition = 0) {
-  Request push(pb::PUSH, kTable);
-  return push.Tick(tick).Weight(1).Part(partition, sequence).Values({value, value, value, value});
-}
-absl::StatusCode CodeOf(const ServerCluster::Later& answer) {
-  return answer ? answer->status().code() : absl::StatusCode::kUnknown;
-}
-
-class FailoverTest : public ::testing::Test {
- protected:
-  // Server 0 is primary of all `partitions`, server 1 has complete copies of them.
-  void StartWithCopies(pb::Consistency::Mode mode, uint32_t partitions = 1) {
-    cluster_.experiment.mutable_consistency()->set_mode(mode);
-    if (cluster_.table.name().empty()) cluster_.AddDense(partitions);
-    cluster_.AddServer();
-    cluster_.AddServer();
-    const std::vector<uint32_t> owners(partitions, 0);
-    pb::Assignment map = cluster_.Map(1, owners);
-    for (uint32_t p = 0; p < partitions; ++p) cluster_.AddBackup(&map, p, 1, false);
-    cluster_.AssignTo({0, 1}, map);
-    ASSERT_TRUE(cluster_.RunUntilNews(partitions));
-    map = cluster_.Map(2, owners);
-    for (uint32_t p = 0; p < partitions; ++p) cluster_.AddBackup(&map, p, 1, true);
-    cluster_.AssignTo({0, 1}, map);
-  }
-  std::vector<float> Weights(size_t server, uint64_t tick, size_t worker = 0) {
-    const auto answer = cluster_.AskAs(worker, server, Pull(tick));
-    EXPECT_TRUE(answer.ok()) << answer.status();
-    return answer.ok() ? FloatsOf(SplitPayload(*answer)[0].values) : std::vector<float>();
-  }
-
-  ServerCluster cluster_;
-};
 
 TEST_F(FailoverTest, APrimaryThatDiesLosesNothingThatWasAcknowledged) {
   StartWithCopies(pb::Consistency::BSP);
@@ -206,6 +166,43 @@ TEST_F(FailoverTest, ASpareHasNothingUntilItIsNeeded) {
   EXPECT_THAT(Weights(spare, 0), Each(-2));
 }
 
+TEST_F(FailoverTest, ACopyWithoutStateIsNotPromotedAndSaysSo) {
+  cluster_.experiment.mutable_consistency()->set_mode(pb::Consistency::ASP);
+  cluster_.AddDense(2);
+  for (int i = 0; i < 3; ++i) cluster_.AddServer();
+  pb::Assignment map = cluster_.Map(1, {0, 1});
+  cluster_.AddBackup(&map, 0, 2, false);
+  cluster_.AssignTo({0, 1, 2}, map);
+  ASSERT_TRUE(cluster_.RunUntilNews(1));
+  ASSERT_TRUE(cluster_.AskAs(0, 0, Push(0, 1, 1)).ok());
+  // What the map says of server 1 is not so.
+  cluster_.network.Cut(NodeId{ServerCluster::kFirstServer},
+                       NodeId{ServerCluster::kFirstServer + 1});
+  map = cluster_.Map(2, {0, 1});
+  cluster_.AddBackup(&map, 0, 1, true);
+  cluster_.AddBackup(&map, 0, 2, true);
+  cluster_.AssignTo({0, 1, 2}, map);
+  cluster_.Kill(0);
+  map = cluster_.Map(3, {1, 1});
+  cluster_.AddBackup(&map, 0, 2, false);
+  cluster_.AssignTo({2}, map);
+  const auto refused = cluster_.Assign(1, map);
+  ASSERT_TRUE(refused.ok()) << refused.status();
+  ASSERT_EQ(refused->lacks_size(), 1);
+  EXPECT_EQ(refused->lacks(0).table(), kTable);
+  EXPECT_EQ(refused->lacks(0).partition(), 0u);
+  EXPECT_EQ(refused->lowest_missing_size(), 0);
+  EXPECT_EQ(cluster_.AskAs(0, 1, Pull(0)).status().code(), absl::StatusCode::kFailedPrecondition);
+  // The other one still has what it had, though it was to follow this one; and this goes on.
+  map = cluster_.Map(4, {2, 1});
+  cluster_.AddBackup(&map, 0, 1, false);
+  cluster_.news.clear();
+  cluster_.AssignTo({1, 2}, map);
+  EXPECT_THAT(Weights(2, 0), Each(-1));
+  EXPECT_TRUE(cluster_.RunUntilNews(1));
+  ASSERT_TRUE(cluster_.AskAs(0, 1, Push(0, 1, 1, 1)).ok());
+}
+
 TEST_F(FailoverTest, OfThreeCopiesTheOthersFollowTheOneThatIsPromoted) {
   cluster_.experiment.mutable_consistency()->set_mode(pb::Consistency::ASP);
   cluster_.AddDense();
@@ -270,97 +267,6 @@ TEST_F(FailoverTest, ACopyThatHasDivergedIsNamedAndBroughtUpAgain) {
 }
 
 // Transports refuse payload buffers of more than 80 MiB.
-TEST_F(FailoverTest, AnOperationTravelsInPiecesThatATransportTakes) {
-  constexpr uint64_t kElements = (ReplicaSender::kMaxPieceBytes / sizeof(float)) * 5 / 4;
-  cluster_.AddDense();
-  cluster_.table.mutable_tensor(0)->set_shape(0, kElements);
-  cluster_.table.set_partition_elements(kElements);
-  StartWithCopies(pb::Consistency::ASP);
-  int parts = 0;
-  cluster_.network.SetTap([&](NodeId, NodeId, const Frame& frame) {
-    if (frame.header.kind() != pb::REPLICATE) return;
-    parts = frame.header.part_size();
-    for (const Buffer& buffer : frame.payload) {
-      EXPECT_LE(buffer.size(), ReplicaSender::kMaxPieceBytes);
-    }
-  });
-  std::vector<float> values(kElements);
-  for (uint64_t i = 0; i < kElements; ++i) values[i] = static_cast<float>(i % 1009);
-  Request push(pb::PUSH, kTable);
-  push.Tick(0).Weight(1).Part(0, 1).Values(values);
-  ASSERT_TRUE(cluster_.AskAs(0, 0, push).ok());
-  EXPECT_EQ(parts, 2);
-  EXPECT_EQ(cluster_.news.size(), 1u);  // that it is complete
-  cluster_.Kill(0);
-  cluster_.AssignTo({1}, cluster_.Map(3, {1}));
-  const std::vector<float> weights = Weights(1, 0);
-  ASSERT_EQ(weights.size(), kElements);
-  for (uint64_t i = 0; i < kElements; ++i) ASSERT_EQ(weights[i], -values[i]) << i;
-}
-
-// A copy is told keys and values by themselves, whatever pieces they come in.
-TEST_F(FailoverTest, PiecesOfKeysAndValuesArePutTogether) {
-  cluster_.AddSparse();
-  StartWithCopies(pb::Consistency::ASP);
-  Frame cut;
-  cluster_.network.SetTap([&](NodeId, NodeId, const Frame& frame) {
-    if (frame.header.kind() == pb::REPLICATE) cut = frame;
-  });
-  cluster_.network.CutOneWay(NodeId{ServerCluster::kFirstServer + 1},
-                             NodeId{ServerCluster::kFirstServer});
-  const auto row = [](uint64_t tick, std::initializer_list<uint64_t> keys,
-                      std::initializer_list<float> values) {
-    Request push(pb::PUSH, kTable);
-    return push.Tick(tick).Weight(1).Part(0, tick + 1).Keys(keys).Values(values);
-  };
-  ServerCluster::Later never;
-  cluster_.AskLater(0, 0, row(0, {5, 6, 7}, {1, 2, 3, 4, 5, 6}), &never);
-  cluster_.Run(absl::Milliseconds(100));
-  // The next one, as it came but in other pieces, and from the one that is believed.
-  pb::ReplicaOp op;
-  ASSERT_TRUE(op.ParseFromString(cut.header.body()));
-  op.set_index(op.index() + 1);
-  op.clear_digest();
-  op.mutable_push(0)->set_sequence(2);
-  op.set_tick(1);
-  cut.header.set_body(op.SerializeAsString());
-  const Buffer keys = cut.payload[0], values = cut.payload[1];
-  cut.payload.clear();
-  cut.header.clear_part();
-  const auto piece = [&](uint64_t first_key, uint32_t n_keys, uint64_t first, uint64_t n) {
-    pb::Part* part = cut.header.add_part();
-    if (n_keys > 0) {
-      part->set_keys(n_keys);
-      part->set_key_bytes(n_keys * sizeof(uint64_t));
-      cut.payload.push_back(keys.Slice(first_key * sizeof(uint64_t), n_keys * sizeof(uint64_t)));
-    }
-    if (n == 0) return;
-    part->set_count(n);
-    cut.payload.push_back(values.Slice(first * sizeof(float), n * sizeof(float)));
-  };
-  piece(0, 1, 0, 1);
-  piece(1, 0, 1, 3);
-  piece(1, 2, 4, 0);
-  piece(3, 0, 4, 2);
-  const auto send = [&] {
-    cut.header.set_request_id(cut.header.request_id() + 1000);
-    ASSERT_TRUE(
-        cluster_.servers[0]->transport->Send(NodeId{ServerCluster::kFirstServer + 1}, cut).ok());
-    cluster_.Run(absl::Milliseconds(100));
-  };
-  send();
-  cut.header.mutable_part(3)->set_partition(1);  // and one that cannot be
-  op.set_index(op.index() + 1);
-  cut.header.set_body(op.SerializeAsString());
-  send();
-  cluster_.Kill(0);
-  cluster_.AssignTo({1}, cluster_.Map(3, {1}));
-  Request pull(pb::PULL, kTable);
-  const auto answer = cluster_.AskAs(0, 1, pull.Tick(0).Part(0).Keys({5, 6, 7}));
-  ASSERT_TRUE(answer.ok()) << answer.status();
-  EXPECT_THAT(FloatsOf(SplitPayload(*answer)[0].values), ElementsAre(-2, -4, -6, -8, -10, -12));
-}
-
 TEST_F(FailoverTest, OnlyThePrimaryOfTheMapIsBelievedByACopy) {
   StartWithCopies(pb::Consistency::ASP);
   Request forged(pb::REPLICATE, kTable);

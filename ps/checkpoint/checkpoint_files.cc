@@ -139,6 +139,21 @@ absl::Status TakePlace(FileSystem* files, const std::string& root, uint64_t step
   return files->Remove(old);
 }
 
+// pending-N with its manifest becomes step-N.
+absl::Status Install(FileSystem* files, const std::string& root, const std::string& base,
+                     pb::CheckpointManifest manifest) {
+  const std::string pending = In(root, kPending, manifest.step());
+  manifest.set_format(kCheckpointFormat);
+  manifest.set_written(absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone()));
+  absl::Status status = LinkEarlier(files, base, pending, &manifest);
+  if (status.ok()) status = TidyPending(files, pending, manifest);
+  if (!status.ok()) return status;
+  absl::StatusOr<std::string> text = ManifestText(manifest);
+  if (!text.ok()) return text.status();
+  status = files->WriteWhole(absl::StrCat(pending, "/", kManifestName), *text);
+  return status.ok() ? TakePlace(files, root, manifest.step()) : status;
+}
+
 }  // namespace
 
 std::string PendingDirectory(const std::string& root, uint64_t step) {
@@ -156,18 +171,9 @@ std::vector<std::string> CheckpointDirectories(const std::string& root, uint64_t
 absl::Status CommitCheckpoint(FileSystem* files, const std::string& root, const std::string& base,
                               pb::CheckpointManifest manifest) {
   const uint64_t step = manifest.step();
-  if (IsCommitted(files, root, manifest)) return absl::OkStatus();
-  const std::string pending = In(root, kPending, step);
-  manifest.set_format(kCheckpointFormat);
-  manifest.set_written(absl::FormatTime("%Y-%m-%dT%H:%M:%SZ", absl::Now(), absl::UTCTimeZone()));
-  if (absl::Status status = LinkEarlier(files, base, pending, &manifest); !status.ok()) {
-    return status;
-  }
-  if (absl::Status status = TidyPending(files, pending, manifest); !status.ok()) return status;
-  absl::StatusOr<std::string> text = ManifestText(manifest);
-  if (!text.ok()) return text.status();
-  absl::Status status = files->WriteWhole(absl::StrCat(pending, "/", kManifestName), *text);
-  if (status.ok()) status = TakePlace(files, root, step);
+  absl::Status status = IsCommitted(files, root, manifest)
+                            ? files->Remove(In(root, kPending, step))
+                            : Install(files, root, base, std::move(manifest));
   if (!status.ok()) return status;
 
   // The job went back to below these, or it would not come by here: they are not its past any more.

@@ -50,6 +50,16 @@ class SchedulerCheckpointTest : public SchedulerNodeTest {
       };
     }
   }
+  void FinishWork() {
+    nodes_[2]->Finish(0, 0);
+    nodes_[3]->Finish(1, 0);
+  }
+  // All of it is over; what is on disk stays.
+  void ForgetJob() {
+    nodes_.clear();
+    end_.reset();
+    KillScheduler();
+  }
   std::vector<pb::CheckpointRequest> requests_;
   std::map<uint64_t, std::string> written_;  // what each node answered last
   uint64_t too_late_ = 0;
@@ -136,18 +146,14 @@ TEST_F(SchedulerCheckpointTest, AResumedJobBeginsFromItAndSaysWhatDiffers) {
   experiment_.mutable_checkpoints()->set_at_end(true);
   StartJob();
   ServeCheckpoints();
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(2));
   ASSERT_TRUE(end_.has_value());
   EXPECT_TRUE(end_->ok()) << *end_;
   EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(10));
   EXPECT_EQ(keeper_.summary->checkpoints, 1u);
 
-  nodes_.clear();
-  end_.reset();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  ForgetJob();
   restore_ = root_;
   StartJob();
   EXPECT_EQ(nodes_[0]->Last().restore().step(), 10u);
@@ -176,8 +182,7 @@ TEST_F(SchedulerCheckpointTest, TheOneAtTheEndIsOfTheGenerationThatEnds) {
       node->rpc->ReplyParked(from, frame.header, "the step to come");
     };
   }
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Milliseconds(300));
   EXPECT_THAT(generations, ::testing::Contains(1u));
   Kill(1);
@@ -186,8 +191,7 @@ TEST_F(SchedulerCheckpointTest, TheOneAtTheEndIsOfTheGenerationThatEnds) {
   EXPECT_THAT(generations, ::testing::Each(1u));
   // And at its own end it is asked for.
   ServeCheckpoints();
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(2));
   ASSERT_TRUE(end_.has_value());
   EXPECT_THAT(*ListCheckpoints(&files_, root_), ElementsAre(10));
@@ -225,13 +229,10 @@ TEST_F(SchedulerCheckpointTest, ASchedulerThatComesBackKnowsWhatIsWritten) {
   Run(absl::Seconds(3));
   EXPECT_EQ(requests_.back().step(), 10u);
   requests_.clear();
-  scheduler_env_->Kill();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  KillScheduler();
   StartScheduler();
   Run(absl::Seconds(1));
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(2));
   EXPECT_TRUE(requests_.empty());
   ASSERT_TRUE(end_.has_value());
@@ -244,24 +245,18 @@ TEST_F(SchedulerCheckpointTest,
   experiment_.mutable_checkpoints()->set_at_end(true);
   StartJob();
   ServeCheckpoints();
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(2));
   ASSERT_TRUE(end_.has_value());
 
-  nodes_.clear();
-  end_.reset();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  ForgetJob();
   restore_ = root_;
   store_ = &memory_;
   experiment_.mutable_cluster()->set_workers(1);
   StartScheduler();
   Add(pb::SERVER);
   Run(absl::Milliseconds(100));
-  scheduler_env_->Kill();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  KillScheduler();
   StartScheduler();
   Run(absl::Milliseconds(100));
   Add(pb::SERVER);
@@ -302,14 +297,10 @@ TEST_F(SchedulerCheckpointTest, AJobDoesNotBeginAmongTheCheckpointsOfAnother) {
   experiment_.mutable_checkpoints()->set_at_end(true);
   StartJob();
   ServeCheckpoints();
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(2));
   ASSERT_TRUE(end_.has_value());
-  nodes_.clear();
-  end_.reset();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  ForgetJob();
   StartScheduler();
   Run(absl::Seconds(5));
   ASSERT_TRUE(end_.has_value());
@@ -375,8 +366,7 @@ TEST_F(SchedulerCheckpointTest, AJobWithoutTheCheckpointAtItsEndHasFailed) {
       node->rpc->ReplyError(from, frame.header, absl::InternalError("the disk is full"));
     };
   }
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(9));
   EXPECT_FALSE(end_.has_value());
   Run(absl::Seconds(6));
@@ -395,17 +385,14 @@ TEST_F(SchedulerCheckpointTest, OneThatIsThereAlreadyIsNotWrittenAgain) {
   experiment_.mutable_checkpoints()->set_at_end(true);
   StartJob();
   ServeCheckpoints();
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   for (int i = 0; i < 1000 && !files_.Exists(CheckpointDirectory(root_, 10)); ++i) {
     if (files_.Exists(PendingDirectory(root_, 10))) {
       memory_.broken = absl::UnavailableError("the disk is full");
     }
     Run(absl::Milliseconds(1));
   }
-  scheduler_env_->Kill();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  KillScheduler();
   for (auto& node : nodes_) {
     node->on_checkpoint = [this, node = node.get()](NodeId from, const Frame& frame) {
       Frame answer;
@@ -416,8 +403,7 @@ TEST_F(SchedulerCheckpointTest, OneThatIsThereAlreadyIsNotWrittenAgain) {
   memory_.broken = absl::OkStatus();
   StartScheduler();
   Run(absl::Seconds(5));
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(3));
   ASSERT_TRUE(end_.has_value()) << Events();
   EXPECT_TRUE(end_->ok()) << *end_;
@@ -434,8 +420,7 @@ TEST_F(SchedulerCheckpointTest, TheCheckpointAtTheEndIsNotWaitedForForEver) {
       node->rpc->ReplyParked(from, frame.header, "the disk");
     };
   }
-  nodes_[2]->Finish(0, 0);
-  nodes_[3]->Finish(1, 0);
+  FinishWork();
   Run(absl::Seconds(12));
   ASSERT_TRUE(end_.has_value());
   EXPECT_THAT(std::string(end_->message()),
@@ -463,9 +448,7 @@ TEST_F(SchedulerCheckpointTest, ARollBackThatASchedulerDiesInCountsOnce) {
   Kill(0);
   Kill(1);  // none is left: others are waited for
   Run(absl::Seconds(3));
-  scheduler_env_->Kill();
-  scheduler_.reset();
-  scheduler_transport_.reset();
+  KillScheduler();
   StartScheduler();
   Run(absl::Seconds(2));
   for (int i = 0; i < 2; ++i) Add(pb::SERVER);

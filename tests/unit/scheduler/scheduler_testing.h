@@ -227,6 +227,11 @@ class SchedulerNodeTest : public ::testing::Test {
                                                  [this](absl::Status status) { end_ = status; });
     scheduler_->Start();
   }
+  void KillScheduler() {
+    scheduler_env_->Kill();
+    scheduler_.reset();
+    scheduler_transport_.reset();
+  }
   Node* Add(pb::Role role) {
     nodes_.push_back(std::make_unique<Node>(&world_, &network_, 100 + nodes_.size(), role));
     nodes_.back()->Join();

@@ -23,7 +23,11 @@ void CheckpointDesk::OnRequest(NodeId from, const pb::FrameHeader& header,
         absl::AbortedError(absl::StrFormat(
             "this checkpoint of step %d was given up, another is wanted by now", request.step())));
   }
-  if (task_ == nullptr && last_ && Same(last_->first, request)) {
+  // The answer was lost. Under another id it is wanted anew, if it still can be: what was written
+  // may be gone since.
+  const bool asked_before = std::find(ids_.begin(), ids_.end(), header.request_id()) != ids_.end();
+  if (task_ == nullptr && last_ && Same(last_->first, request) &&
+      (asked_before || !CheckpointTask::Check(request.step(), tables).ok())) {
     NoteId(header.request_id());
     askers_.emplace_back(from, header);
     return AnswerAll(last_->second);

@@ -24,7 +24,14 @@ SimProcesses::SimProcesses(const SimRun& run, SimWorld* world, SimNetwork* netwo
       record_(std::move(record)),
       own_disk_(run.seed + 2),
       disk_(run.disk == nullptr ? &own_disk_ : run.disk),
-      journal_(run.seed + 1) {}
+      journal_(run.seed + 1) {
+  // The directory is the user's, and older than any fault: a job whose directory is gone is right
+  // to wait for it.
+  if (!run_.checkpoint_root.empty()) {
+    disk_->MakeDirectory(run_.checkpoint_root).IgnoreError();  // there, if it is a job resumed
+    disk_->SyncDirectory("/").IgnoreError();
+  }
+}
 
 SimProcesses::~SimProcesses() = default;
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "ps/checkpoint/checkpoint_files.h"
 #include "tests/unit/server/server_cluster.h"
 
@@ -221,7 +222,15 @@ TEST_F(CheckpointsTest, ADiskThatIsFullFailsTheCheckpointAlone) {
   cluster_.files.SetFaults({});
   ServerCluster::Later again;  // the very same: what failed is tried anew
   Ask(0, At(1), &again);
-  EXPECT_EQ(Wait(&again).step(), 1u);
+  const pb::CheckpointFile written = Wait(&again);
+  EXPECT_EQ(written.step(), 1u);
+  // It was lost since, as by a disk that lies: when it is asked for anew it is written anew.
+  const std::string path = absl::StrCat(At(1).directory(), "/", written.name());
+  ASSERT_TRUE(cluster_.files.Remove(path).ok());
+  ServerCluster::Later anew;
+  Ask(0, At(1), &anew);
+  EXPECT_EQ(Wait(&anew).name(), written.name());
+  EXPECT_TRUE(cluster_.files.Exists(path));
   PushAll(1);
   ServerCluster::Later better;
   Ask(0, At(2), &better);

@@ -50,6 +50,16 @@ class SchedulerCheckpointTest : public SchedulerNodeTest {
       };
     }
   }
+  // Checkpoints of steps 5 and 10 are written by then.
+  void LoseAServerWhileTheDirectoryIsAway() {
+    root_ = "/checkpoints";
+    experiment_.mutable_checkpoints()->set_every_steps(5);
+    StartJob();
+    ServeCheckpoints();
+    Run(absl::Seconds(2));
+    ASSERT_TRUE(files_.Rename(root_, "/elsewhere").ok());
+    Kill(1);
+  }
   void FinishWork() {
     nodes_[2]->Finish(0, 0);
     nodes_[3]->Finish(1, 0);
@@ -325,13 +335,7 @@ TEST_F(SchedulerCheckpointTest, OlderOnesGoWhenTheNewOneIsInTheState) {
 }
 
 TEST_F(SchedulerCheckpointTest, WhatCannotBeReadJustNowIsWaitedFor) {
-  root_ = "/checkpoints";
-  experiment_.mutable_checkpoints()->set_every_steps(5);
-  StartJob();
-  ServeCheckpoints();
-  Run(absl::Seconds(2));
-  ASSERT_TRUE(files_.Rename(root_, "/elsewhere").ok());
-  Kill(1);
+  LoseAServerWhileTheDirectoryIsAway();
   Run(absl::Seconds(4));
   EXPECT_EQ(nodes_[2]->Last().generation(), 1u);
   EXPECT_THAT(Events(), HasSubstr("the directory of checkpoints '/checkpoints' is not there"));
@@ -342,13 +346,7 @@ TEST_F(SchedulerCheckpointTest, WhatCannotBeReadJustNowIsWaitedFor) {
 }
 
 TEST_F(SchedulerCheckpointTest, WhatNeverCanBeReadEndsTheJob) {
-  root_ = "/checkpoints";
-  experiment_.mutable_checkpoints()->set_every_steps(5);
-  StartJob();
-  ServeCheckpoints();
-  Run(absl::Seconds(2));
-  ASSERT_TRUE(files_.Rename(root_, "/elsewhere").ok());
-  Kill(1);
+  LoseAServerWhileTheDirectoryIsAway();
   Run(absl::Seconds(15));
   ASSERT_TRUE(end_.has_value());
   EXPECT_THAT(std::string(end_->message()),

@@ -205,7 +205,7 @@ class CheckpointCommandTest : public testing::Test {
   std::vector<uint64_t> keys_[2];  // of emb's partitions
 };
 
-TEST_F(CheckpointCommandTest, SafetensorsAreReadByAnIndependentReader) {
+TEST_F(CheckpointCommandTest, SafetensorsAreReadByTheFormatsDescription) {
   const std::string out = run_ + "/out.safetensors";
   Told told = Parley({"export", run_, "--out", out});
   EXPECT_EQ(told.code, kExitOk) << told.err;
@@ -214,6 +214,19 @@ TEST_F(CheckpointCommandTest, SafetensorsAreReadByAnIndependentReader) {
   told = Parley({"export", "--slots", "--out=" + out, root_});
   EXPECT_EQ(told.code, kExitOk) << told.err;
   EXPECT_EQ(ReadBack("safetensors", out), Expected(true, false));
+}
+
+TEST_F(CheckpointCommandTest, SafetensorsAreReadByTheReaderFromNpm) {
+  const std::string modules = "build/npm/node_modules";
+  if (!files_->Exists(modules + "/safetensors")) {
+    GTEST_SKIP() << "npm's safetensors is not in build/npm (tools/lib/install-npm)";
+  }
+  const std::string out = run_ + "/out.safetensors";
+  const Told told = Parley({"export", "--slots", "--out=" + out, root_});
+  EXPECT_EQ(told.code, kExitOk) << told.err;
+  EXPECT_EQ(
+      OutputOf(absl::StrCat("NODE_PATH=", modules, " node tests/unit/tools/read_export.js ", out)),
+      Expected(true, false));
 }
 
 TEST_F(CheckpointCommandTest, NpyIsReadByNumpy) {

@@ -19,18 +19,19 @@ MAX_LINES = 500
 GRAPH = {
     "proto": set(),
     "ps/base": {"proto"},
+    "ps/gpu": {"ps/base"},
     "ps/checkpoint": {"ps/base", "proto"},
     "ps/codec": {"ps/base", "proto"},
     "ps/config": {"ps/codec", "ps/base", "proto"},
     "ps/wire": {"ps/base", "proto"},
     "ps/net": {"ps/wire", "ps/base", "proto"},
-    "ps/table": {"ps/base", "proto"},
+    "ps/table": {"ps/gpu", "ps/base", "proto"},
     "ps/sync": {"ps/base", "proto"},
     "ps/server": {"ps/checkpoint", "ps/table", "ps/sync", "ps/codec", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
     "scheduler/report": {"ps/base", "proto"},
     "scheduler": {"ps/checkpoint", "scheduler/report", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
-    "models": {"ps/base", "proto"},
-    "worker": {"models", "ps/codec", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
+    "models": {"ps/gpu", "ps/base", "proto"},
+    "worker": {"models", "ps/gpu", "ps/codec", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
     "tools": {"*"},
     "tests": {"*"},
     "benchmarks": {"*"},
@@ -85,7 +86,7 @@ COPY_FILES = {
     "ps/net/shm/socket.cc": "greetings and descriptors",
 }
 
-SOURCE = {".h", ".cc"}
+SOURCE = {".h", ".cc", ".cu"}
 COUNTED = SOURCE | {".py", ".proto", ".cmake"}
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(["<])([^">]+)[">]', re.MULTILINE)
 COMMENT_OR_TEXT = re.compile(r'//[^\n]*|/\*.*?\*/|R"(\w*)\(.*?\)\1"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)

@@ -140,11 +140,11 @@ int Launch(const void* args, uint32_t blocks, void* stream) {
 
 #define PARLEY_DECLARE_GPU_KERNEL(Kernel) \
   template <>                             \
-  const ::parley::GpuKernel(::parley::GpuKernelOf<Kernel>::kKernel)
+  const ::parley::GpuKernel parley::GpuKernelOf<Kernel>::kKernel
 
-#define PARLEY_DEFINE_GPU_KERNEL(Kernel)                                \
-  template <>                                                           \
-  const ::parley::GpuKernel(::parley::GpuKernelOf<Kernel>::kKernel) = { \
+#define PARLEY_DEFINE_GPU_KERNEL(Kernel)                             \
+  template <>                                                        \
+  const ::parley::GpuKernel parley::GpuKernelOf<Kernel>::kKernel = { \
       #Kernel, &::parley::gpu_internal::RunOnHost<Kernel>, PARLEY_GPU_LAUNCHER(Kernel)}
 
 #endif  // PARLEY_PS_GPU_KERNEL_H_

@@ -76,6 +76,12 @@ std::optional<SharedArenas::Place> SharedArenas::Find(const void* data, size_t s
   return std::nullopt;
 }
 
+void SharedArenas::Watch(OnArena on_arena) {
+  std::lock_guard lock(mu_);
+  on_arena_ = std::move(on_arena);
+  for (uint32_t id = 0; id < num_arenas(); ++id) on_arena_(arenas_[id].data(), arenas_[id].size());
+}
+
 bool SharedArenas::AddArena(size_t capacity) {
   const uint32_t id = count_.load(std::memory_order_relaxed);
   const size_t size = std::max(options_.arena_bytes, RoundUp(capacity, kHugePage));
@@ -85,6 +91,7 @@ bool SharedArenas::AddArena(size_t capacity) {
   if (!memory.ok()) return false;
   arenas_[id] = *std::move(memory);
   total_bytes_ += size;
+  if (on_arena_) on_arena_(arenas_[id].data(), size);
   AddFree(arenas_[id].data(), size);
   count_.store(id + 1, std::memory_order_release);
   return true;

@@ -54,15 +54,19 @@ class CudaGraph final : public GpuGraph {
   const cudaGraphExec_t graph_;
 };
 
+struct OwnedStream {
+  explicit OwnedStream(cudaStream_t stream) : stream(stream) {}
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+  ~OwnedStream() { (void)cudaStreamDestroy(stream); }
+  const cudaStream_t stream;
+};
+
 class CudaStream final : public GpuStream {
  public:
   CudaStream(const GpuInfo& info, const Blas& blas, cudaStream_t stream)
-      : index_(info.index), major_(info.major), stream_(stream), blas_(blas) {}
-  ~CudaStream() override {
-    (void)cudaSetDevice(index_);
-    (void)cudaStreamSynchronize(stream_);  // blas_'s workspace goes before the stream does
-    (void)cudaStreamDestroy(stream_);
-  }
+      : index_(info.index), major_(info.major), owned_(stream), stream_(stream), blas_(blas) {}
+  ~CudaStream() override { (void)cudaSetDevice(index_); }
 
   absl::Status CopyIn(void* device, const void* host, size_t bytes) override {
     return Copy(device, host, bytes, cudaMemcpyHostToDevice);
@@ -150,8 +154,9 @@ class CudaStream final : public GpuStream {
   }
 
   const int index_, major_;
+  const OwnedStream owned_;
   const cudaStream_t stream_;
-  BlasHandle blas_;
+  BlasHandle blas_;  // goes before the stream does
 };
 
 }  // namespace

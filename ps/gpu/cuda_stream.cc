@@ -102,7 +102,6 @@ class CudaStream final : public GpuStream {
                           "(%s:%d)",
                           kernel.name, "ps/gpu/cuda_stream.cc", __LINE__));
     }
-    if (blocks == 0) return absl::OkStatus();
     if (absl::Status status = Use(index_); !status.ok()) return status;
     return CudaStatus(static_cast<cudaError_t>(kernel.on_device(args, blocks, stream_)),
                       absl::StrFormat("launch of %s", kernel.name), __FILE__, __LINE__);
@@ -163,8 +162,7 @@ class CudaStream final : public GpuStream {
 
 absl::StatusOr<std::unique_ptr<GpuStream>> NewCudaStream(const GpuInfo& info, const Blas& blas) {
   cudaStream_t stream = nullptr;
-  if (absl::Status status =
-          PARLEY_CUDA(cudaStreamCreateWithFlags, &stream, cudaStreamNonBlocking);
+  if (absl::Status status = PARLEY_CUDA(cudaStreamCreateWithFlags, &stream, cudaStreamNonBlocking);
       !status.ok()) {
     return status;
   }

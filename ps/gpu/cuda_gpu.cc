@@ -54,7 +54,7 @@ std::string Uuid(const cudaUUID_t& uuid) {
 class CudaGpu final : public Gpu {
  public:
   CudaGpu(GpuInfo info, const Blas& blas)
-      : info_(std::move(info)), blas_(blas), shared_(CudaVirtualMemory::Open(info_.index)) {}
+      : info_(std::move(info)), blas_(blas), shared_(CudaVirtualMemory::Open(info_)) {}
 
   const GpuInfo& info() const override { return info_; }
 

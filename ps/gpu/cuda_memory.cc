@@ -38,8 +38,9 @@ bool IsSurelyNotCuda(int fd) {
 
 }  // namespace
 
-CudaVirtualMemory CudaVirtualMemory::Open(int index) {
+CudaVirtualMemory CudaVirtualMemory::Open(const GpuInfo& info) {
   CudaVirtualMemory memory;
+  memory.memory_bytes_ = info.memory_bytes;
   absl::Status& status = memory.usable_;
   Find("cuGetErrorString", 6000, &memory.error_string_, &status);
   Find("cuDeviceGet", 2000, &memory.device_get_, &status);
@@ -57,7 +58,7 @@ CudaVirtualMemory CudaVirtualMemory::Open(int index) {
   Find("cuMemSetAccess", kSince, &memory.set_access_, &status);
   Find("cuMemUnmap", kSince, &memory.unmap_, &status);
   if (!status.ok()) return memory;
-  status = memory.Result(memory.device_get_(&memory.device_, index), "cuDeviceGet", __LINE__);
+  status = memory.Result(memory.device_get_(&memory.device_, info.index), "cuDeviceGet", __LINE__);
   for (const CUdevice_attribute attribute :
        {CU_DEVICE_ATTRIBUTE_VIRTUAL_MEMORY_MANAGEMENT_SUPPORTED,
         CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED}) {
@@ -161,7 +162,7 @@ absl::StatusOr<void*> CudaVirtualMemory::Map(int fd, size_t bytes) const {
   if (!usable_.ok()) return usable_;
   absl::StatusOr<size_t> granularity = Granularity();
   if (!granularity.ok()) return granularity.status();
-  if (IsSurelyNotCuda(fd) || bytes == 0 || bytes % *granularity != 0) {
+  if (IsSurelyNotCuda(fd) || bytes == 0 || bytes > memory_bytes_ || bytes % *granularity != 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("cuda: %d bytes to be mapped are not memory of a GPU", bytes));
   }

@@ -18,9 +18,9 @@ namespace parley {
 
 class CudaVirtualMemory {
  public:
-  // Never fails: what cannot be had is said by Allocate and Map. REQUIRES: GPU `index` is this
+  // Never fails: what cannot be had is said by Allocate and Map. REQUIRES: this GPU is the
   // thread's, here and in all calls.
-  static CudaVirtualMemory Open(int index);
+  static CudaVirtualMemory Open(const GpuInfo& info);
 
   absl::StatusOr<ShareableMemory> Allocate(size_t bytes) const;
   void Free(const ShareableMemory& memory) const;  // also closes the descriptor
@@ -38,6 +38,7 @@ class CudaVirtualMemory {
 
   absl::Status usable_;  // kUnimplemented
   CUdevice device_ = 0;
+  uint64_t memory_bytes_ = 0;
   PFN_cuDeviceGet_v2000 device_get_ = nullptr;
   PFN_cuDeviceGetAttribute_v2000 device_get_attribute_ = nullptr;
   PFN_cuGetErrorString_v6000 error_string_ = nullptr;

@@ -45,6 +45,7 @@ class CudaGraph final : public GpuGraph {
   CudaGraph(int index, cudaGraphExec_t graph) : index_(index), graph_(graph) {}
   ~CudaGraph() override {
     (void)cudaSetDevice(index_);
+    (void)cudaDeviceSynchronize();  // it may be running
     (void)cudaGraphExecDestroy(graph_);
   }
   cudaGraphExec_t get() const { return graph_; }
@@ -97,10 +98,8 @@ class CudaStream final : public GpuStream {
   absl::Status LaunchErased(const GpuKernel& kernel, uint32_t blocks, const void* args,
                             size_t) override {
     if (kernel.on_device == nullptr) {
-      return absl::InternalError(
-          absl::StrFormat("cuda: kernel %s has no code for a GPU: it was not compiled by nvcc "
-                          "(%s:%d)",
-                          kernel.name, "ps/gpu/cuda_stream.cc", __LINE__));
+      return CudaFailure(false, absl::StrFormat("launch of %s", kernel.name),
+                         "it was not compiled by nvcc", __FILE__, __LINE__);
     }
     if (absl::Status status = Use(index_); !status.ok()) return status;
     return CudaStatus(static_cast<cudaError_t>(kernel.on_device(args, blocks, stream_)),
@@ -125,8 +124,9 @@ class CudaStream final : public GpuStream {
     // Memory cannot be had while a stream is captured, and whether there will be products in it
     // nobody knows.
     if (absl::Status status = blas_.Prepare(stream_, major_); !status.ok()) return status;
-    // Other threads may go on as if nothing were.
-    return PARLEY_CUDA(cudaStreamBeginCapture, stream_, cudaStreamCaptureModeThreadLocal);
+    // Relaxed: other threads go on as if nothing were, and a kernel that is met here for the first
+    // time may be loaded.
+    return PARLEY_CUDA(cudaStreamBeginCapture, stream_, cudaStreamCaptureModeRelaxed);
   }
 
   absl::StatusOr<std::unique_ptr<GpuGraph>> EndGraph() override {

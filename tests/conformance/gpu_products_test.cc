@@ -78,7 +78,7 @@ TEST_P(GpuConformance, ProductsOfFloat32) {
     const float *a_there = Put(a), *b_there = Put(b);
     const std::vector<double> wanted = Reference(c, a, b, before);
     for (const auto& [math, most] :
-         {std::pair{GemmMath::kFp32, 1e-6}, std::pair{GemmMath::kTf32, 1e-3}}) {
+         {std::pair{GemmMath::kFp32, 1e-6}, std::pair{GemmMath::kTf32, 2e-3}}) {
       SCOPED_TRACE(Text(c, math));
       float* out = Put(before);
       ASSERT_OK(stream().Gemm({.math = math,
@@ -125,7 +125,7 @@ TEST_P(GpuConformance, ProductsOfBfloat16) {
                              .b = there[1],
                              .c = out}));
     const std::vector<float> got = Get(out, c.m * c.n);
-    EXPECT_LT(Error(got, Reference(c, factors[0], factors[1], before)), 1e-5);
+    EXPECT_LT(Error(got, Reference(c, factors[0], factors[1], before)), 1e-4);
     EXPECT_LT(Error(got, unrounded), 1e-2);
   }
 }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct GpuMaker {
   bool cuda = false;
   uint64_t seed = 0;  // of a simulated one
 };
+inline void PrintTo(const GpuMaker& maker, std::ostream* out) { *out << maker.name; }
 std::vector<GpuMaker> SimulatedGpus();
 std::vector<GpuMaker> CudaGpus();
 std::string NameOf(const testing::TestParamInfo<GpuMaker>& info);

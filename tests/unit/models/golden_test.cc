@@ -81,7 +81,7 @@ void ExpectTensor(const GoldenTensor& want, const float* got, size_t size) {
 }
 
 using GoldenTest = BackendTest;
-INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, testing::Bool(), BackendName);
+INSTANTIATE_TEST_SUITE_P(Backends, GoldenTest, AllBackends(), BackendName);
 
 TEST_P(GoldenTest, ModelsAgreeWithPyTorch) {
   int models = 0;

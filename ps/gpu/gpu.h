@@ -50,9 +50,9 @@ struct GemmCall {
 };
 
 struct GpuInfo {
-  int index = 0;     // among those that this process sees (CUDA_VISIBLE_DEVICES)
-  std::string name;  // "NVIDIA H200"
-  std::string uuid;  // of the chip, wherever it is seen from
+  int index = 0;             // among those that this process sees (CUDA_VISIBLE_DEVICES)
+  std::string name;          // "NVIDIA H200"
+  std::string uuid;          // of the chip, wherever it is seen from
   int major = 0, minor = 0;  // compute capability
   uint64_t memory_bytes = 0;
   bool simulated = false;

@@ -21,8 +21,8 @@
 // + - * / and sqrt give the bits that they give on the CPU.
 //
 // PARLEY_DECLARE_GPU_KERNEL(parley::Halve) at global scope behind the struct, and
-// PARLEY_DEFINE_GPU_KERNEL(parley::Halve) in a file that is compiled by nvcc where there is CUDA and
-// by the C++ compiler elsewhere, make it launchable.
+// PARLEY_DEFINE_GPU_KERNEL(parley::Halve) in a file that is compiled by nvcc where there is CUDA
+// and by the C++ compiler elsewhere, make it launchable.
 #ifndef PARLEY_PS_GPU_KERNEL_H_
 #define PARLEY_PS_GPU_KERNEL_H_
 
@@ -140,11 +140,11 @@ int Launch(const void* args, uint32_t blocks, void* stream) {
 
 #define PARLEY_DECLARE_GPU_KERNEL(Kernel) \
   template <>                             \
-  const ::parley::GpuKernel(::parley::GpuKernelOf<Kernel>::kKernel)
+  const ::parley::GpuKernel parley::GpuKernelOf<Kernel>::kKernel
 
-#define PARLEY_DEFINE_GPU_KERNEL(Kernel)                                          \
-  template <>                                                                     \
-  const ::parley::GpuKernel(::parley::GpuKernelOf<Kernel>::kKernel) = {           \
+#define PARLEY_DEFINE_GPU_KERNEL(Kernel)                             \
+  template <>                                                        \
+  const ::parley::GpuKernel parley::GpuKernelOf<Kernel>::kKernel = { \
       #Kernel, &::parley::gpu_internal::RunOnHost<Kernel>, PARLEY_GPU_LAUNCHER(Kernel)}
 
 #endif  // PARLEY_PS_GPU_KERNEL_H_

@@ -50,6 +50,10 @@ class CpuDevice final : public Device {
     return gradients;
   }
   void StoreGradients(const float*, uint64_t, float*) override {}
+  absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
+    std::copy_n(parameters, n, out);
+    return absl::OkStatus();
+  }
   const int32_t* LoadLabels(const int32_t* labels, uint64_t, Workspace*) override { return labels; }
   std::unique_ptr<Tensor> NewTensor() override { return std::make_unique<CpuTensor>(); }
   std::unique_ptr<Workspace> NewWorkspace() override { return std::make_unique<CpuWorkspace>(); }

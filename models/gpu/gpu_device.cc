@@ -53,6 +53,10 @@ class GpuDevice final : public Device {
   void StoreGradients(const float* made, uint64_t n, float* gradients) override {
     if (made != gradients) engine_->CopyOut(gradients, made, n * sizeof(float));
   }
+  absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
+    engine_->CopyOut(out, parameters, n * sizeof(float));
+    return Await(MarkHere());
+  }
   const int32_t* LoadLabels(const int32_t* labels, uint64_t rows, Workspace* memory) override {
     return static_cast<const int32_t*>(
         CopyTo(&OnGpu(memory)->memory, labels, rows * sizeof(int32_t), "labels"));

@@ -160,8 +160,10 @@ absl::Status GpuDevice::Await(Mark mark) {
 const float* GpuDevice::LoadParameters(const float* parameters, MemoryKind kind, uint64_t n,
                                        Workspace* memory) {
   if (kind == MemoryKind::kDevice) return parameters;
-  return static_cast<const float*>(
+  const auto* loaded = static_cast<const float*>(
       CopyTo(&OnGpu(memory)->memory, parameters, n * sizeof(float), "parameters"));
+  if (loaded != nullptr) forms_.Forget(loaded, n);
+  return loaded;
 }
 
 float* GpuDevice::PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,

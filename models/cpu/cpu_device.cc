@@ -229,6 +229,9 @@ void CpuDevice::ReluForward(Tensor* x, Tensor* y) {
 void CpuDevice::ReluBackward(Tensor* y, Tensor* dy, Tensor* dx) {
   Run("relu", [&] {
     CpuTensor *activation = Cpu(y), *gradient = Cpu(dy), *out = Cpu(dx);
+    // Viewed as another shape and read by a convolution since, it may lie in blocks that are not
+    // the gradient's.
+    if (!(activation->sample() == gradient->sample())) activation->ChangeBlock(1, &spare_);
     gradient->ChangeBlock(activation->block(), &spare_);
     if (out != gradient) {
       out->SetShape(gradient->sample(), gradient->rows(), gradient->block());

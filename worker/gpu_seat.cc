@@ -33,7 +33,8 @@ absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment
     if (!status.ok()) return status;
   }
   if (gpu_ != nullptr) {
-    return CreateGpuDevice(gpu_, {.math = MathOf(experiment.compute().gpu_math())});
+    return CreateGpuDevice(gpu_, {.math = MathOf(experiment.compute().gpu_math()),
+                                  .graphs = experiment.compute().gpu_graphs()});
   }
   return CreateCpuDevice({.threads = experiment.cluster().compute_threads()});
 }

@@ -130,6 +130,7 @@ class Step {
     absl::Status status = model_->Begin({rows_, x_.data(), labels_.data()}, {true, tick_++, 0});
     for (size_t i = 0; i < model_->stages() && status.ok(); ++i) status = model_->Forward(i);
     for (size_t i = model_->stages(); i-- > 0 && status.ok();) status = model_->Backward(i);
+    if (status.ok()) status = model_->AwaitGradients(0);
     if (!status.ok()) {
       std::fprintf(stderr, "model_bench: %s\n", status.ToString().c_str());
       std::exit(1);

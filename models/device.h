@@ -1,15 +1,17 @@
 // Device: the operations that layers are made of, on memory that the device owns.
 //
 // Activations are Tensors. Their element order is the device's secret: a CPU with oneDNN keeps them
-// in channel blocks between convolutions, a GPU may do otherwise. Shapes are always given as
+// in channel blocks between convolutions, a GPU has the channels last. Shapes are always given as
 // [rows, channels, height, width]; "plain order" means that one, row-major. Parameters and their
-// gradients are plain float32 arrays in host memory, [out, in ...] and [out]; a device with memory
-// of its own copies them as part of the operation.
+// gradients are plain float32 arrays, [out, in ...] and [out], of the caller's; operations are
+// given what LoadParameters, PrepareGradients and LoadLabels make of them, which is the same memory
+// or the device's.
 //
 // Operations are enqueued: they may return before they are done and run in the order of the calls.
-// What they write to host memory (gradients, results, Download) is there once Sync has returned,
-// and host memory that they read must not change until then. A failure inside an operation is
-// reported by the next Sync; operations after it have no effect.
+// What StoreGradients, Download and NllForward write to the caller's memory is there once Await of
+// a later Mark, or Sync, has returned, and memory of the caller's that is read must not change
+// until then. A failure inside an operation is reported by the next Await or Sync; operations after
+// it have no effect.
 //
 // Shapes: the caller calls Prepare on an output before the operation and the operation takes its
 // sizes from its tensors. Shapes that do not fit each other are a bug of the caller, not an error.
@@ -65,6 +67,27 @@ struct DropoutPattern {
   uint64_t first_row = 0;
 };
 
+// A batch's keys, as operations on rows of a table see them. Borrowed.
+struct Lookup {
+  static constexpr uint32_t kNone = ~uint32_t{0};
+
+  uint64_t samples = 0, keys = 0;  // keys: rows of the table, each once
+  uint32_t fields = 0, dim = 0;
+  bool sum = false;                 // over the fields; else side by side
+  const uint32_t* index = nullptr;  // [samples, fields] into the keys; kNone: zeros, no gradient
+  const float* factors = nullptr;   // [samples, fields]: a row is multiplied by it; null: all 1
+  // Where each key occurs: places[starts[k]] .. places[starts[k + 1] - 1], ascending, each
+  // sample * fields + field.
+  const uint32_t* starts = nullptr;  // [keys + 1]
+  const uint32_t* places = nullptr;  // [starts[keys]]
+};
+
+// Whose memory parameters and gradients are in.
+enum class MemoryKind : uint8_t { kHost, kDevice };
+
+// A point in the order of what was enqueued.
+enum class Mark : uint64_t {};
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -72,8 +95,22 @@ class Device {
   // For people: "cpu (oneDNN 2.6, 1 thread)".
   virtual std::string description() const = 0;
 
-  // Waits for everything enqueued. Returns the first failure since the last Sync.
+  // True: operations take their time after their call has returned, so that it pays to enqueue
+  // much and to wait late. False: they are done when they return.
+  virtual bool asynchronous() const = 0;
+
+  // Waits for everything enqueued. Returns the first failure since it was last asked for.
   virtual absl::Status Sync() = 0;
+
+  // What has been enqueued so far, copies to the caller's memory included.
+  virtual Mark MarkHere() = 0;
+  virtual bool Reached(Mark mark) = 0;
+  virtual absl::Status Await(Mark mark) = 0;  // as Sync
+
+  // A step begins. Upload and the Load calls fill memory beside operations that are still running;
+  // they wait for those that were enqueued before the last BeginStep and for no others. So the
+  // tensor or workspace that they fill must not have been used since.
+  virtual void BeginStep() = 0;
 
   // Empty objects; they must not outlive the device.
   virtual std::unique_ptr<Tensor> NewTensor() = 0;
@@ -82,6 +119,19 @@ class Device {
   // Gives `tensor` a shape; its values become undefined. Memory is kept and reused, since fresh
   // pages are slow. kResourceExhausted if there is not enough.
   virtual absl::Status Prepare(Tensor* tensor, SampleShape sample, uint64_t rows) = 0;
+
+  // Parameters [n] for the operations of this step, to be given to them as they are returned.
+  // `memory` holds them where the device does not read them in place.
+  virtual const float* LoadParameters(const float* parameters, MemoryKind kind, uint64_t n,
+                                      Workspace* memory) = 0;
+  // Where operations shall write gradients [n], which StoreGradients of the same arguments then
+  // brings home.
+  virtual float* PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
+                                  Workspace* memory) = 0;
+  virtual void StoreGradients(const float* made, uint64_t n, float* gradients) = 0;
+  // Copies parameters [n] of the device's memory to the caller's, and waits for it.
+  virtual absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) = 0;
+  virtual const int32_t* LoadLabels(const int32_t* labels, uint64_t rows, Workspace* memory) = 0;
 
   // x: host, plain order. The device may read `x` in place for as long as `tensor` is used.
   virtual void Upload(const float* x, SampleShape sample, uint64_t rows, Tensor* tensor) = 0;
@@ -131,6 +181,14 @@ class Device {
                           uint64_t* correct) = 0;
   // Gradient of loss_sum by the scores: exp(y) - onehot(labels).
   virtual void NllLogSoftmaxBackward(Tensor* y, const int32_t* labels, Tensor* dx) = 0;
+
+  // The lookup of the operations that follow with `memory`.
+  virtual void LoadLookup(const Lookup& lookup, Workspace* memory) = 0;
+  // values [keys, dim] -> x [samples, fields * dim] or, summed in the order of the fields,
+  // [samples, dim].
+  virtual void LookupForward(const float* values, Workspace* lookup, Tensor* x) = 0;
+  // Overwrites gradients [keys, dim]; a row's is added up by sample, then by field.
+  virtual void LookupBackward(Tensor* dx, Workspace* lookup, float* gradients) = 0;
 };
 
 }  // namespace parley

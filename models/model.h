@@ -2,10 +2,12 @@
 // gradients, stage by stage.
 //
 // A stage is one layer. The trainer calls Begin, then Forward(0) ... Forward(n-1), then
-// Backward(n-1) ... Backward(0), and may wait before any Forward for that stage's parameters and
-// use a stage's gradients as soon as its Backward is done. Gradients are sums over the batch, not
-// means: the server divides by the samples of the whole step. Deterministic: same parameters, batch
-// and seed give the same bits on the same device with the same thread count.
+// Backward(n-1) ... Backward(0), and may wait before any Forward for that stage's parameters. On a
+// device that is asynchronous these calls return before the work is done: AwaitGradients waits for
+// those of one stage, Result for the loss. On others nothing is left to wait for. Gradients are
+// sums over the batch, not means: the server divides by the samples of the whole step.
+// Deterministic: same parameters, batch and seed give the same bits on the same device with the
+// same thread count.
 //
 // Thread-safety: none; one call at a time, from any thread.
 #ifndef PARLEY_MODELS_MODEL_H_
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "models/device.h"
 #include "models/shape.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
@@ -32,6 +35,12 @@ struct BatchView {
   // [rows, channels, height, width]: if not null, Backward(0) writes the gradient of the loss by x
   // here. For what stands in front of the model and is trained elsewhere: an embedding.
   float* dx = nullptr;
+
+  // With an embedding, x is null and the model's input is looked up: a sample's rows in the order
+  // of its fields, or their sum.
+  const Lookup* lookup = nullptr;
+  const float* row_values = nullptr;  // [keys, dim]
+  float* row_gradients = nullptr;     // [keys, dim]; null: not wanted
 };
 
 struct StepContext {
@@ -45,8 +54,6 @@ struct BatchResult {
   double loss_sum = 0;   // NLL summed over rows
   uint64_t correct = 0;  // rows whose largest log-probability is the label's
 };
-
-class Device;
 
 class Model {
  public:
@@ -70,15 +77,27 @@ class Model {
   // Where parameters are read and gradients are written: all tensors end to end, as DenseLayout
   // lays them. float32 [total elements], 64-byte aligned; they stay valid until bound anew. Every
   // Backward overwrites its gradients.
-  virtual void BindParameters(const float* parameters) = 0;
-  virtual void BindGradients(float* gradients) = 0;
+  // `kind`: whose memory it is.
+  virtual void BindParameters(const float* parameters, MemoryKind kind = MemoryKind::kHost) = 0;
+  virtual void BindGradients(float* gradients, MemoryKind kind = MemoryKind::kHost) = 0;
+
+  // The batch of the Begin after next, to be copied to the device meanwhile. Its memory must not
+  // change until the step that it belongs to is over; Begin must be given the same. Not for batches
+  // with a lookup. REQUIRES: a step has begun and no other batch has been told since.
+  virtual void Prefetch(const BatchView& batch) = 0;
 
   // REQUIRES: batch.rows >= 1.
   virtual absl::Status Begin(const BatchView& batch, const StepContext& context) = 0;
   virtual absl::Status Forward(size_t stage) = 0;
-  virtual BatchResult Result() const = 0;  // valid after the last Forward
-  virtual absl::Status Backward(
-      size_t stage) = 0;  // gradients of this stage are complete when it returns
+  virtual absl::StatusOr<BatchResult> Result() = 0;  // after the last Forward; waits for it
+  virtual absl::Status Backward(size_t stage) = 0;
+
+  // Whether more than one Backward should be enqueued before gradients are waited for.
+  virtual bool asynchronous() const = 0;
+  // After Backward(stage): its gradients, and what the batch wants of stage 0, are where they
+  // belong.
+  virtual bool GradientsReady(size_t stage) = 0;
+  virtual absl::Status AwaitGradients(size_t stage) = 0;
 
   // Floating-point operations of forward plus backward, per sample; for explain and the roofline.
   // Without the gradient of x.

@@ -1,30 +1,10 @@
 #include "worker/embedding.h"
 
-#include <algorithm>
-
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_format.h"
 #include "ps/base/sparse_layout.h"
 
 namespace parley {
-namespace {
-
-// Of a batch without factors nothing is multiplied.
-float FactorOf(const KeyBatch& batch, const uint32_t* index) {
-  if (batch.factors.empty()) return 1;
-  return batch.factors[static_cast<size_t>(index - batch.index.data())];
-}
-
-// to += factor * from
-void Add(const float* from, float factor, uint32_t n, float* to) {
-  if (factor == 1) {
-    for (uint32_t i = 0; i < n; ++i) to[i] += from[i];
-  } else {
-    for (uint32_t i = 0; i < n; ++i) to[i] += factor * from[i];
-  }
-}
-
-}  // namespace
 
 absl::StatusOr<Embedding> Embedding::Create(const pb::Embedding& config, uint32_t fields) {
   if (config.dim() < 1 || config.dim() > SparseLayout::kMaxDim) {
@@ -57,45 +37,32 @@ void Embedding::Index(absl::Span<const uint64_t> keys, KeyBatch* batch) const {
     if (fresh) batch->keys.push_back(key);
     batch->index.push_back(at->second);
   }
-}
-
-void Embedding::Gather(const KeyBatch& batch, const float* values, float* x) const {
-  const uint32_t* index = batch.index.data();
-  for (uint64_t row = 0; row < batch.rows; ++row) {
-    if (sum_) std::fill_n(x, dim_, 0.0f);
-    for (uint32_t field = 0; field < fields_; ++field, ++index) {
-      const bool none = *index == KeyBatch::kNone;
-      const float* value = none ? nullptr : values + uint64_t{*index} * dim_;
-      const float factor = FactorOf(batch, index);
-      if (sum_) {
-        if (!none) Add(value, factor, dim_, x);
-        continue;
-      }
-      if (none) {
-        std::fill_n(x, dim_, 0.0f);
-      } else if (factor == 1) {
-        std::copy_n(value, dim_, x);
-      } else {
-        for (uint32_t i = 0; i < dim_; ++i) x[i] = factor * value[i];
-      }
-      x += dim_;
-    }
-    if (sum_) x += dim_;
+  // Places by key: count, add up, deal out.
+  batch->starts.assign(batch->keys.size() + 1, 0);
+  for (uint32_t key : batch->index) {
+    if (key != KeyBatch::kNone) ++batch->starts[key + 1];
+  }
+  for (size_t k = 1; k < batch->starts.size(); ++k) batch->starts[k] += batch->starts[k - 1];
+  batch->places.resize(batch->starts.back());
+  std::vector<uint32_t> next(batch->starts.begin(), batch->starts.end() - 1);
+  for (uint32_t place = 0; place < batch->index.size(); ++place) {
+    const uint32_t key = batch->index[place];
+    if (key != KeyBatch::kNone) batch->places[next[key]++] = place;
   }
 }
 
-void Embedding::Scatter(const KeyBatch& batch, const float* dx, float* gradients) const {
-  std::fill_n(gradients, batch.keys.size() * dim_, 0.0f);
-  const uint32_t* index = batch.index.data();
-  for (uint64_t row = 0; row < batch.rows; ++row) {
-    for (uint32_t field = 0; field < fields_; ++field, ++index) {
-      if (*index != KeyBatch::kNone) {
-        Add(dx, FactorOf(batch, index), dim_, gradients + uint64_t{*index} * dim_);
-      }
-      if (!sum_) dx += dim_;
-    }
-    if (sum_) dx += dim_;
-  }
+Lookup Embedding::LookupOf(const KeyBatch& batch) const {
+  Lookup lookup;
+  lookup.samples = batch.rows;
+  lookup.keys = batch.keys.size();
+  lookup.fields = fields_;
+  lookup.dim = dim_;
+  lookup.sum = sum_;
+  lookup.index = batch.index.data();
+  lookup.factors = batch.factors.empty() ? nullptr : batch.factors.data();
+  lookup.starts = batch.starts.data();
+  lookup.places = batch.places.data();
+  return lookup;
 }
 
 void ReadFactors(const Dataset& set, absl::Span<const uint64_t> ids, KeyBatch* batch) {

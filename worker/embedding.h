@@ -1,7 +1,7 @@
 // Embedding: turns the keys of a batch into the model's input, and the gradient of that input into
 // gradients of the keys' rows.
 //
-//   Index -> (rows are pulled) -> Gather -> model forward and backward -> Scatter -> (pushed)
+//   Index -> (rows are pulled) -> the device looks up -> model -> the device adds up -> (pushed)
 //
 // CONCAT puts the rows of a sample's keys side by side, [fields * dim]; SUM adds them up, [dim].
 // Where the data have values, a key's row is multiplied by its value on the way in and its gradient
@@ -15,6 +15,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "models/device.h"
 #include "models/shape.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
@@ -27,12 +28,13 @@ inline constexpr uint32_t kEmbeddingTable = 2;
 
 // The keys of one batch, each once.
 struct KeyBatch {
-  static constexpr uint32_t kNone = ~uint32_t{0};
+  static constexpr uint32_t kNone = Lookup::kNone;
 
   uint64_t rows = 0;
   std::vector<uint64_t> keys;   // in the order in which they first occur
   std::vector<uint32_t> index;  // [rows, fields]: into keys; kNone for kNoKey
   std::vector<float> factors;   // [rows, fields]: what rows are multiplied by; empty: all 1
+  std::vector<uint32_t> starts, places;  // where each key occurs, as in Lookup
 };
 
 class Embedding {
@@ -49,11 +51,8 @@ class Embedding {
   // below 2^32.
   void Index(absl::Span<const uint64_t> keys, KeyBatch* batch) const;
 
-  // values [batch.keys, dim] -> x [batch.rows, output()].
-  void Gather(const KeyBatch& batch, const float* values, float* x) const;
-
-  // dx [batch.rows, output()] -> gradients [batch.keys, dim], overwritten.
-  void Scatter(const KeyBatch& batch, const float* dx, float* gradients) const;
+  // What the model is given of `batch`, which must outlive it.
+  Lookup LookupOf(const KeyBatch& batch) const;
 
  private:
   Embedding(const pb::Embedding& config, uint32_t fields)

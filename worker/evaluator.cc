@@ -75,25 +75,30 @@ void Evaluator::Pass::Load() {
 }
 
 absl::Status Evaluator::Pass::Compute() {
+  BatchView batch;
+  Lookup lookup;
   if (workload->embedding.has_value()) {
-    x.resize(ids.size() * workload->embedding->output().size());
-    workload->embedding->Gather(keys, rows.data(), x.data());
+    lookup = workload->embedding->LookupOf(keys);
+    batch.lookup = &lookup;
+    batch.row_values = rows.data();
   } else {
     Load();
+    batch.x = x.data();
   }
-  const uint64_t samples = ids.size();
+  const uint64_t samples = batch.rows = ids.size();
+  batch.labels = labels.data();
   Model& model = *workload->model;
-  model.BindParameters(parameters.floats());
-  absl::Status status =
-      model.Begin({.rows = samples, .x = x.data(), .labels = labels.data()}, {.train = false});
+  model.BindParameters(parameters.floats(), KindOf(parameters));
+  absl::Status status = model.Begin(batch, {.train = false});
   for (size_t stage = 0; status.ok() && stage < model.stages(); ++stage) {
     status = model.Forward(stage);
   }
   if (!status.ok()) return status;
-  const BatchResult result = model.Result();
+  const absl::StatusOr<BatchResult> result = model.Result();
+  if (!result.ok()) return result.status();
   sums.samples += samples;
-  sums.loss_sum += result.loss_sum;
-  sums.correct += result.correct;
+  sums.loss_sum += result->loss_sum;
+  sums.correct += result->correct;
   next += samples;
   return absl::OkStatus();
 }

@@ -3,10 +3,12 @@
 // A run goes through as many forward stages as have their weights, without ever waiting for more;
 // it is started again when more has arrived. The run that finishes forward goes on through
 // backward, telling which stages are done, and last reads the batch of the next step, in the time
-// in which this step's gradients and the next step's weights are on their way.
+// in which this step's gradients and the next step's weights are on their way. On an asynchronous
+// device backward is enqueued as a whole; the next batch is then read, and copied to the device,
+// piece by piece while nothing is done that could be told.
 //
-// With an embedding the model's input is gathered from rows that must be there before a run may
-// begin, and the gradients of the rows come after the last Backward. Which rows a batch needs is
+// With an embedding the model's input is looked up in rows that must be there before a run may
+// begin, and the gradients of the rows come with the last Backward. Which rows a batch needs is
 // known once it is read; so that they can be asked for early, the next batch is then not read by
 // the run but by a Load of its own, while the rows of this one are on their way.
 //
@@ -53,8 +55,9 @@ class StepJob {
   // What on_backward is called with when row_gradients are complete; after all stages.
   static constexpr size_t kEmbedding = ~size_t{0};
 
-  StepJob(std::shared_ptr<Workload> workload, const Sampler::Options& sampler)
-      : workload_(std::move(workload)), sampler_(sampler) {}
+  // Batches are made in memory of `pool`, which must outlive this.
+  StepJob(std::shared_ptr<Workload> workload, const Sampler::Options& sampler, BufferPool* pool)
+      : workload_(std::move(workload)), sampler_(sampler), pool_(pool) {}
 
   // REQUIRES: the step before is finished, and this one has at least one row.
   void Prepare(Step step);
@@ -86,9 +89,13 @@ class StepJob {
   struct Batch {
     std::optional<Position> position;
     WorkerBatch rows;
-    std::vector<float> values;
-    std::vector<int32_t> labels;
+    uint64_t read = 0;  // of its rows
+    Buffer values;      // float32 [rows, shape]
+    Buffer labels;      // int32 [rows]
     KeyBatch keys;
+    Lookup lookup;
+    BatchView View() const;
+    int32_t* mutable_labels() { return reinterpret_cast<int32_t*>(labels.mutable_data()); }
   };
   const Batch* Find(Position position) const {
     for (const Batch& batch : batches_) {
@@ -96,8 +103,13 @@ class StepJob {
     }
     return nullptr;
   }
+  bool complete() const { return batches_[last_].read == batches_[last_].rows.ids.size(); }
   absl::Status Begin();
   absl::Status RunStages(absl::FunctionRef<void(size_t stage)> on_backward);
+  absl::Status Backward(absl::FunctionRef<void(size_t stage)> on_backward);
+  void Open(Position position);
+  bool ReadSome(uint64_t rows);
+  bool ReadAhead();
 
   const std::shared_ptr<Workload> workload_;
   Sampler sampler_;
@@ -117,7 +129,7 @@ class StepJob {
   Batch batches_[2];
   int last_ = 0;
   std::vector<uint64_t> raw_keys_;  // scratch
-  std::vector<float> x_, dx_;       // with an embedding: the model's input and its gradient
+  BufferPool* const pool_;
 };
 
 }  // namespace parley

@@ -7,14 +7,17 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "models/device.h"
 #include "models/model.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
+#include "ps/base/buffer.h"
 #include "worker/data/dataset.h"
 #include "worker/embedding.h"
+#include "worker/gpu_seat.h"
 
 namespace parley {
 
@@ -28,16 +31,28 @@ struct Workload {
 
   Data data;
   std::unique_ptr<Device> device;
+  std::string device_note;  // beside its description, for the log; may be empty
+  // Device memory for weights and gradients of the dense table, where servers keep it there
+  // (compute.placement); null: they are made in host memory. Outlives this.
+  BufferPool* device_pool = nullptr;
   std::optional<Embedding> embedding;  // in front of the model, for data of keys
   std::unique_ptr<Model> model;        // after the device: it must go first
 };
 
-// Loads the data and builds the model on a CPU device. Errors begin with "data: " or "model: ".
-absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment);
+// Whose memory a buffer is.
+inline MemoryKind KindOf(const Buffer& buffer) {
+  return buffer.on_device() ? MemoryKind::kDevice : MemoryKind::kHost;
+}
+
+// Loads the data and builds the model on the device that the experiment asks for. `seat` finds the
+// GPU; null: one of its own. Errors begin with "data: ", "model: " or "device: ".
+absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment,
+                                                       GpuSeat* seat = nullptr);
 
 // The same for data that LoadWorkload has loaded for the same experiment.
 absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& experiment,
-                                                        const Workload::Data& data);
+                                                        const Workload::Data& data,
+                                                        GpuSeat* seat = nullptr);
 
 // The dense table of the model, as every worker registers it. For an embedding see EmbeddingTable.
 pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model);

@@ -19,6 +19,7 @@ namespace {
 class CpuWorkspace final : public Workspace {
  public:
   GrowingBuffer memory;
+  Lookup lookup;
   uint64_t offset = 0;  // of the first byte that counts
   uint32_t block = 1;   // order of the tensor it belongs to
 };
@@ -34,7 +35,26 @@ class CpuDevice final : public Device {
     return absl::StrFormat("cpu (%s, %d thread%s)", backend_->name(), backend_->threads(),
                            backend_->threads() == 1 ? "" : "s");
   }
+  bool asynchronous() const override { return false; }
   absl::Status Sync() override { return std::exchange(status_, absl::OkStatus()); }
+  Mark MarkHere() override { return Mark{0}; }
+  bool Reached(Mark) override { return true; }
+  absl::Status Await(Mark) override { return Sync(); }
+  void BeginStep() override {}
+
+  // Everything is read and written where the caller has it.
+  const float* LoadParameters(const float* parameters, MemoryKind, uint64_t, Workspace*) override {
+    return parameters;
+  }
+  float* PrepareGradients(float* gradients, MemoryKind, uint64_t, Workspace*) override {
+    return gradients;
+  }
+  void StoreGradients(const float*, uint64_t, float*) override {}
+  absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
+    std::copy_n(parameters, n, out);
+    return absl::OkStatus();
+  }
+  const int32_t* LoadLabels(const int32_t* labels, uint64_t, Workspace*) override { return labels; }
   std::unique_ptr<Tensor> NewTensor() override { return std::make_unique<CpuTensor>(); }
   std::unique_ptr<Workspace> NewWorkspace() override { return std::make_unique<CpuWorkspace>(); }
 
@@ -68,6 +88,11 @@ class CpuDevice final : public Device {
   void LogSoftmaxForward(Tensor* x, Tensor* y) override;
   void NllForward(Tensor* y, const int32_t* labels, double* loss_sum, uint64_t* correct) override;
   void NllLogSoftmaxBackward(Tensor* y, const int32_t* labels, Tensor* dx) override;
+  void LoadLookup(const Lookup& lookup, Workspace* memory) override {
+    Cpu(memory)->lookup = lookup;
+  }
+  void LookupForward(const float* values, Workspace* lookup, Tensor* x) override;
+  void LookupBackward(Tensor* dx, Workspace* lookup, float* gradients) override;
 
  private:
   // Runs one operation unless an earlier one failed. Growing scratch memory may throw.
@@ -204,6 +229,9 @@ void CpuDevice::ReluForward(Tensor* x, Tensor* y) {
 void CpuDevice::ReluBackward(Tensor* y, Tensor* dy, Tensor* dx) {
   Run("relu", [&] {
     CpuTensor *activation = Cpu(y), *gradient = Cpu(dy), *out = Cpu(dx);
+    // Viewed as another shape and read by a convolution since, it may lie in blocks that are not
+    // the gradient's.
+    if (!(activation->sample() == gradient->sample())) activation->ChangeBlock(1, &spare_);
     gradient->ChangeBlock(activation->block(), &spare_);
     if (out != gradient) {
       out->SetShape(gradient->sample(), gradient->rows(), gradient->block());
@@ -274,6 +302,14 @@ void CpuDevice::NllLogSoftmaxBackward(Tensor* y, const int32_t* labels, Tensor* 
     for (uint64_t i = 0; i < y->elements(); ++i) gradient[i] = std::exp(log_probability[i]);
     for (uint64_t r = 0; r < y->rows(); ++r) gradient[r * classes + labels[r]] -= 1;
   });
+}
+
+void CpuDevice::LookupForward(const float* values, Workspace* lookup, Tensor* x) {
+  Run("embedding", [&] { GatherRows(Cpu(lookup)->lookup, values, Cpu(x)->mutable_data()); });
+}
+
+void CpuDevice::LookupBackward(Tensor* dx, Workspace* lookup, float* gradients) {
+  Run("embedding", [&] { ScatterRows(Cpu(lookup)->lookup, Plain(dx)->data(), gradients); });
 }
 
 }  // namespace

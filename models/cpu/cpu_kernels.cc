@@ -184,4 +184,53 @@ void LogSoftmax(const float* x, uint64_t rows, uint64_t n, float* y) {
   }
 }
 
+namespace {
+
+// to += factor * from
+void AddRow(const float* from, float factor, uint32_t n, float* to) {
+  if (factor == 1) {
+    for (uint32_t i = 0; i < n; ++i) to[i] += from[i];
+  } else {
+    for (uint32_t i = 0; i < n; ++i) to[i] += factor * from[i];
+  }
+}
+
+float FactorOf(const Lookup& l, uint64_t place) {
+  return l.factors == nullptr ? 1 : l.factors[place];
+}
+
+}  // namespace
+
+void GatherRows(const Lookup& l, const float* values, float* x) {
+  for (uint64_t place = 0; place < l.samples * l.fields; ++place) {
+    const uint32_t row = l.index[place];
+    const float* value = values + uint64_t{row} * l.dim;  // not looked at if there is none
+    const float factor = FactorOf(l, place);
+    if (l.sum) {
+      float* to = x + place / l.fields * l.dim;
+      if (place % l.fields == 0) std::fill_n(to, l.dim, 0.0f);
+      if (row != Lookup::kNone) AddRow(value, factor, l.dim, to);
+      continue;
+    }
+    float* to = x + place * l.dim;
+    if (row == Lookup::kNone) {
+      std::fill_n(to, l.dim, 0.0f);
+    } else if (factor == 1) {
+      std::copy_n(value, l.dim, to);
+    } else {
+      for (uint32_t i = 0; i < l.dim; ++i) to[i] = factor * value[i];
+    }
+  }
+}
+
+void ScatterRows(const Lookup& l, const float* dx, float* gradients) {
+  std::fill_n(gradients, l.keys * l.dim, 0.0f);
+  for (uint64_t place = 0; place < l.samples * l.fields; ++place) {
+    const uint32_t row = l.index[place];
+    if (row == Lookup::kNone) continue;
+    const uint64_t from = l.sum ? place / l.fields : place;
+    AddRow(dx + from * l.dim, FactorOf(l, place), l.dim, gradients + uint64_t{row} * l.dim);
+  }
+}
+
 }  // namespace parley

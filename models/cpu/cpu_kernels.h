@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "models/device.h"
+
 namespace parley {
 
 // y [rows, n] += bias [n], then max(0, y) if `relu`.
@@ -34,6 +36,11 @@ void MaxPoolGradient(const PoolShape& shape, const float* dy, const uint8_t* arg
 
 // y [rows, n] = x - log(sum(exp(x))) by row.
 void LogSoftmax(const float* x, uint64_t rows, uint64_t n, float* y);
+
+// values [keys, dim] -> x [samples, fields * dim] or [samples, dim].
+void GatherRows(const Lookup& lookup, const float* values, float* x);
+// dx, of x's shape -> gradients [keys, dim], overwritten.
+void ScatterRows(const Lookup& lookup, const float* dx, float* gradients);
 
 }  // namespace parley
 

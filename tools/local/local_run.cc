@@ -221,20 +221,21 @@ absl::Status LocalRun::Load(const Dataset& set, const std::vector<uint64_t>& ids
   batch_.rows.resize(batch_.keys.keys.size() * embedding_->dim());
   absl::Status status = sparse_->Pull(batch_.keys.keys, batch_.rows.data());
   if (!status.ok()) return status;
-  batch_.x.resize(ids.size() * embedding_->output().size());
-  batch_.dx.resize(batch_.x.size());
-  embedding_->Gather(batch_.keys, batch_.rows.data(), batch_.x.data());
+  batch_.row_gradients.resize(batch_.rows.size());
+  batch_.lookup = embedding_->LookupOf(batch_.keys);
   return absl::OkStatus();
 }
 
 absl::Status LocalRun::Forward(const std::vector<uint64_t>& ids, StepContext context) {
   model_->BindParameters(dense_->Pull());
-  const bool wants_dx = context.train && embedding_.has_value();
-  absl::Status status = model_->Begin({.rows = ids.size(),
-                                       .x = batch_.x.data(),
-                                       .labels = batch_.labels.data(),
-                                       .dx = wants_dx ? batch_.dx.data() : nullptr},
-                                      context);
+  BatchView batch{.rows = ids.size(), .x = batch_.x.data(), .labels = batch_.labels.data()};
+  if (embedding_.has_value()) {
+    batch.x = nullptr;
+    batch.lookup = &batch_.lookup;
+    batch.row_values = batch_.rows.data();
+    if (context.train) batch.row_gradients = batch_.row_gradients.data();
+  }
+  absl::Status status = model_->Begin(batch, context);
   for (size_t stage = 0; status.ok() && stage < model_->stages(); ++stage) {
     status = model_->Forward(stage);
   }
@@ -249,14 +250,15 @@ absl::StatusOr<BatchResult> LocalRun::Push(uint32_t rank, const std::vector<uint
   model_->BindGradients(gradients_.mutable_floats());
   status = Forward(ids, context);
   if (!status.ok()) return status;
-  const BatchResult result = model_->Result();
   for (size_t stage = model_->stages(); status.ok() && stage-- > 0;) {
     status = model_->Backward(stage);
+    if (status.ok()) status = model_->AwaitGradients(stage);
   }
+  absl::StatusOr<BatchResult> result = status.ok() ? model_->Result() : status;
+  status = result.status();
   if (status.ok()) status = dense_->Push(rank, gradients_.floats());
   if (status.ok() && embedding_.has_value()) {
-    embedding_->Scatter(batch_.keys, batch_.dx.data(), batch_.rows.data());
-    status = sparse_->Push(rank, batch_.keys.keys, batch_.rows.data());
+    status = sparse_->Push(rank, batch_.keys.keys, batch_.row_gradients.data());
   }
   if (!status.ok()) return status;
   return result;
@@ -272,7 +274,9 @@ absl::StatusOr<Sums> LocalRun::Evaluate(const Dataset& set) {
     absl::Status status = Load(set, ids);
     if (status.ok()) status = Forward(ids, {.train = false});
     if (!status.ok()) return status;
-    sums.Add(ids.size(), model_->Result());
+    const absl::StatusOr<BatchResult> result = model_->Result();
+    if (!result.ok()) return result.status();
+    sums.Add(ids.size(), *result);
   }
   return sums;
 }

@@ -54,7 +54,7 @@ std::vector<float> Dropped(Device& device, const DropoutPattern& pattern, uint64
 }
 
 TEST(DropoutTest, DropsTheSameElementsHoweverTheBatchIsSplit) {
-  const std::unique_ptr<Device> device = MakeDevice(true);
+  const std::unique_ptr<Device> device = MakeDevice(Backend::kDefault);
   constexpr uint32_t kFeatures = 37;  // rows begin anywhere in a block of four
   const std::vector<float> whole = Dropped(*device, {0.3f, 5, 6, 100}, 8, kFeatures);
   std::vector<float> parts = Dropped(*device, {0.3f, 5, 6, 100}, 3, kFeatures);
@@ -63,7 +63,7 @@ TEST(DropoutTest, DropsTheSameElementsHoweverTheBatchIsSplit) {
 }
 
 TEST(DropoutTest, KeepsTheRightShareAndTheMean) {
-  const std::unique_ptr<Device> device = MakeDevice(true);
+  const std::unique_ptr<Device> device = MakeDevice(Backend::kDefault);
   for (const float p : {0.1f, 0.25f, 0.5f}) {
     constexpr double kCount = 200.0 * 500;
     const std::vector<float> y = Dropped(*device, {p, 9, 1, 0}, 200, 500);

@@ -11,13 +11,25 @@
 
 #include "google/protobuf/text_format.h"
 #include "models/cpu/cpu_device.h"
+#include "models/gpu/gpu_device.h"
 #include "models/model.h"
+#include "ps/gpu/simulated_gpu.h"
 #include "tests/unit/models/pattern.h"
 
 namespace parley {
 
-inline std::unique_ptr<Device> MakeDevice(bool use_onednn) {
-  return *CreateCpuDevice({.threads = 1, .use_onednn = use_onednn});
+// What models are tested on: oneDNN (Eigen, where it was left out), Eigen, and the GPU device with
+// float32 products on simulated GPUs, one in order and some that draw.
+enum class Backend { kDefault, kEigen, kGpuInOrder, kGpuDrawn1, kGpuDrawn2 };
+
+inline std::unique_ptr<Device> MakeDevice(Backend backend) {
+  if (backend == Backend::kDefault || backend == Backend::kEigen) {
+    return *CreateCpuDevice({.threads = 1, .use_onednn = backend == Backend::kDefault});
+  }
+  const auto seed = static_cast<uint64_t>(backend) - static_cast<uint64_t>(Backend::kGpuInOrder);
+  // Little scratch memory, so that convolutions are cut into pieces.
+  return *CreateGpuDevice(CreateSimulatedGpu({.seed = seed, .guard = true}),
+                          {.math = GemmMath::kFp32, .column_bytes = 20000});
 }
 
 inline pb::Model ParseModel(const std::string& text) {
@@ -52,14 +64,21 @@ struct TestModel {
   BatchResult Step(uint64_t rows, StepContext context = {}, uint64_t skip = 0) {
     const std::vector<float> x = Pattern(1, (skip + rows) * input.size());
     const std::vector<int32_t> labels = PatternLabels(skip + rows, classes);
-    const BatchView batch{rows, x.data() + skip * input.size(), labels.data() + skip, dx};
+    const BatchView batch{.rows = rows,
+                          .x = x.data() + skip * input.size(),
+                          .labels = labels.data() + skip,
+                          .dx = dx};
     EXPECT_TRUE(model->Begin(batch, context).ok());
     for (size_t i = 0; i < model->stages(); ++i) EXPECT_TRUE(model->Forward(i).ok());
-    const BatchResult result = model->Result();
     for (size_t i = model->stages(); context.train && i-- > 0;) {
       EXPECT_TRUE(model->Backward(i).ok());
     }
-    return result;
+    for (size_t i = model->stages(); context.train && i-- > 0;) {
+      EXPECT_TRUE(model->AwaitGradients(i).ok());
+    }
+    const absl::StatusOr<BatchResult> result = model->Result();
+    EXPECT_TRUE(result.ok()) << result.status();
+    return result.value_or(BatchResult{});
   }
 
   SampleShape input;
@@ -70,14 +89,18 @@ struct TestModel {
   float* dx = nullptr;  // set to have the gradient of x, too
 };
 
-// Backends that this build can make: oneDNN (Eigen, where it was left out) and Eigen.
-class BackendTest : public testing::TestWithParam<bool> {
+class BackendTest : public testing::TestWithParam<Backend> {
  protected:
   std::unique_ptr<Device> device_ = MakeDevice(GetParam());
 };
 
-inline std::string BackendName(const testing::TestParamInfo<bool>& info) {
-  return info.param ? "Default" : "Eigen";
+inline std::string BackendName(const testing::TestParamInfo<Backend>& info) {
+  constexpr const char* kNames[] = {"Default", "Eigen", "GpuInOrder", "GpuDrawn1", "GpuDrawn2"};
+  return kNames[static_cast<int>(info.param)];
+}
+inline auto AllBackends() {
+  return testing::Values(Backend::kDefault, Backend::kEigen, Backend::kGpuInOrder,
+                         Backend::kGpuDrawn1, Backend::kGpuDrawn2);
 }
 
 inline constexpr char kSmallConvNet[] =

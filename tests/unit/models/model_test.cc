@@ -13,7 +13,7 @@ namespace parley {
 namespace {
 
 using ModelTest = BackendTest;
-INSTANTIATE_TEST_SUITE_P(Backends, ModelTest, testing::Bool(), BackendName);
+INSTANTIATE_TEST_SUITE_P(Backends, ModelTest, AllBackends(), BackendName);
 
 struct GradientCase {
   const char* name;
@@ -208,7 +208,8 @@ TEST_P(ModelTest, BadLabelIsRefused) {
 }
 
 TEST(BackendAgreementTest, DefaultAndEigenToOnePart10000) {
-  const std::unique_ptr<Device> device = MakeDevice(true), eigen = MakeDevice(false);
+  const std::unique_ptr<Device> device = MakeDevice(Backend::kDefault),
+                                eigen = MakeDevice(Backend::kEigen);
   EXPECT_NE(eigen->description().find("cpu (Eigen 3."), std::string::npos) << eigen->description();
   for (const GradientCase& c : kGradientCases) {
     SCOPED_TRACE(c.name);
@@ -223,7 +224,7 @@ TEST(BackendAgreementTest, DefaultAndEigenToOnePart10000) {
 }
 
 TEST(CpuDeviceTest, TwoThreadsAgreeWithOne) {
-  const std::unique_ptr<Device> one = MakeDevice(true);
+  const std::unique_ptr<Device> one = MakeDevice(Backend::kDefault);
   const std::unique_ptr<Device> two = *CreateCpuDevice({.threads = 2});
   TestModel a(kSmallConvNet, {2, 7, 6}, 4, one.get());
   TestModel b(kSmallConvNet, {2, 7, 6}, 4, two.get());
@@ -250,7 +251,7 @@ struct Refusal {
 };
 
 TEST(ModelCreateTest, RefusalsNameLayerFieldValueAndWhatIsAllowed) {
-  const std::unique_ptr<Device> device = MakeDevice(false);
+  const std::unique_ptr<Device> device = MakeDevice(Backend::kEigen);
   const Refusal refusals[] = {
       {"", "model: it has 0 layers, allowed is 1..1000"},
       {"layer { log_softmax {} }", "layer 'log_softmax1': its input is [1, 6, 5], allowed is [3]"},
@@ -294,7 +295,7 @@ TEST(ModelCreateTest, RefusalsNameLayerFieldValueAndWhatIsAllowed) {
 }
 
 TEST(ModelCreateTest, RefusesAModelWithoutParametersAndImpossibleData) {
-  const std::unique_ptr<Device> device = MakeDevice(false);
+  const std::unique_ptr<Device> device = MakeDevice(Backend::kEigen);
   const pb::Model bare = ParseModel("layer { log_softmax {} }");
   const auto message = [&](SampleShape shape, uint32_t classes) {
     return std::string(Model::Create(bare, shape, classes, 1, device.get()).status().message());

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "google/protobuf/text_format.h"
+#include "models/cpu/cpu_kernels.h"
 #include "worker/data/dataset.h"
 
 namespace parley {
@@ -29,6 +30,8 @@ TEST(Embedding, EachKeyOnceInOrderOfOccurrence) {
   EXPECT_EQ(batch.rows, 2u);
   EXPECT_THAT(batch.keys, ElementsAre(7, 3, 9));
   EXPECT_THAT(batch.index, ElementsAre(0, 1, 0, KeyBatch::kNone, 2, 1));
+  EXPECT_THAT(batch.starts, ElementsAre(0, 2, 4, 5));
+  EXPECT_THAT(batch.places, ElementsAre(0, 2, 1, 5, 4));
 }
 
 TEST(Embedding, ConcatPutsRowsSideBySide) {
@@ -38,12 +41,12 @@ TEST(Embedding, ConcatPutsRowsSideBySide) {
   embedding.Index(kKeys, &batch);
   const std::vector<float> values = {70, 71, 30, 31, 90, 91};
   std::vector<float> x(12, -1);
-  embedding.Gather(batch, values.data(), x.data());
+  GatherRows(embedding.LookupOf(batch), values.data(), x.data());
   EXPECT_THAT(x, ElementsAre(70, 71, 30, 31, 70, 71, 0, 0, 90, 91, 30, 31));
 
   const std::vector<float> dx = {1, 2, 4, 8, 16, 32, 1000, 1000, 64, 128, 256, 512};
   std::vector<float> gradients(6, -1);
-  embedding.Scatter(batch, dx.data(), gradients.data());
+  ScatterRows(embedding.LookupOf(batch), dx.data(), gradients.data());
   EXPECT_THAT(gradients, ElementsAre(17, 34, 260, 520, 64, 128));
 }
 
@@ -54,12 +57,12 @@ TEST(Embedding, SumAddsRowsUp) {
   embedding.Index(kKeys, &batch);
   const std::vector<float> values = {70, 71, 30, 31, 90, 91};
   std::vector<float> x(4, -1);
-  embedding.Gather(batch, values.data(), x.data());
+  GatherRows(embedding.LookupOf(batch), values.data(), x.data());
   EXPECT_THAT(x, ElementsAre(170, 173, 120, 122));
 
   const std::vector<float> dx = {1, 2, 10, 20};
   std::vector<float> gradients(6, -1);
-  embedding.Scatter(batch, dx.data(), gradients.data());
+  ScatterRows(embedding.LookupOf(batch), dx.data(), gradients.data());
   EXPECT_THAT(gradients, ElementsAre(2, 4, 11, 22, 10, 20));
 }
 
@@ -70,23 +73,24 @@ TEST(Embedding, FactorsMultiplyRowsAndTheirGradients) {
   concat.Index(kKeys, &batch);
   batch.factors = {2, 1, -1, 1, 0, 0.5f};
   std::vector<float> x(12, -1), gradients(6, -1);
-  concat.Gather(batch, values.data(), x.data());
+  GatherRows(concat.LookupOf(batch), values.data(), x.data());
   EXPECT_THAT(x, ElementsAre(140, 142, 30, 31, -70, -71, 0, 0, 0, 0, 15, 15.5f));
   const std::vector<float> dx = {1, 2, 4, 8, 16, 32, 1000, 1000, 64, 128, 256, 512};
-  concat.Scatter(batch, dx.data(), gradients.data());
+  ScatterRows(concat.LookupOf(batch), dx.data(), gradients.data());
   EXPECT_THAT(gradients, ElementsAre(2 - 16, 4 - 32, 4 + 128, 8 + 256, 0, 0));
 
   const Embedding sum = *Embedding::Create(Config(2, pb::Embedding::SUM), 3);
   std::vector<float> pooled(4, -1);
-  sum.Gather(batch, values.data(), pooled.data());
+  GatherRows(sum.LookupOf(batch), values.data(), pooled.data());
   EXPECT_THAT(pooled, ElementsAre(100, 102, 15, 15.5f));
-  sum.Scatter(batch, std::vector<float>{1, 2, 10, 20}.data(), gradients.data());
+  ScatterRows(sum.LookupOf(batch), std::vector<float>{1, 2, 10, 20}.data(), gradients.data());
   EXPECT_THAT(gradients, ElementsAre(1, 2, 6, 12, 0, 0));
   sum.Index(kKeys, &batch);
   EXPECT_TRUE(batch.factors.empty());  // those of the batch before are gone
 }
 
-// Gather and Scatter are linear and each other's transpose: <Gather(v), dx> = <v, Scatter(dx)>.
+// GatherRows and ScatterRows are linear and each other's transpose: <Gather(v), dx> =
+// <v, Scatter(dx)>.
 TEST(Embedding, ScatterIsTheTransposeOfGather) {
   for (const auto pooling : {pb::Embedding::CONCAT, pb::Embedding::SUM}) {
     const Embedding embedding = *Embedding::Create(Config(3, pooling), 4);
@@ -99,8 +103,8 @@ TEST(Embedding, ScatterIsTheTransposeOfGather) {
     std::vector<float> x(20 * embedding.output().size()), dx(x.size());
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 11) - 5;
     for (size_t i = 0; i < dx.size(); ++i) dx[i] = static_cast<float>(i % 13) - 6;
-    embedding.Gather(batch, values.data(), x.data());
-    embedding.Scatter(batch, dx.data(), gradients.data());
+    GatherRows(embedding.LookupOf(batch), values.data(), x.data());
+    ScatterRows(embedding.LookupOf(batch), dx.data(), gradients.data());
     double forward = 0, backward = 0;  // whole numbers: exact
     for (size_t i = 0; i < x.size(); ++i) forward += x[i] * dx[i];
     for (size_t i = 0; i < values.size(); ++i) backward += values[i] * gradients[i];

@@ -1,0 +1,104 @@
+// GpuEngine: how the GPU device enqueues - three streams, the order between them, the first
+// failure, and scratch memory. Internal to models/gpu.
+//
+// Copies to the device, operations and copies back have a stream each, so that they go on beside
+// each other. Operations wait for the copies that came before them; copies back wait for the
+// operations before them; copies to the device wait only for what BeginStep says.
+//
+// After a failure nothing is enqueued until TakeStatus. Thread-safety: as Device.
+#ifndef PARLEY_MODELS_GPU_GPU_ENGINE_H_
+#define PARLEY_MODELS_GPU_GPU_ENGINE_H_
+
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "models/device.h"
+#include "ps/gpu/gpu.h"
+#include "ps/gpu/gpu_memory.h"
+
+namespace parley {
+
+class GpuEngine {
+ public:
+  static absl::StatusOr<std::unique_ptr<GpuEngine>> Create(std::shared_ptr<Gpu> gpu, GemmMath math);
+
+  Gpu* gpu() const { return gpu_.get(); }
+  GemmMath math() const { return math_; }
+
+  bool ok() const { return status_.ok(); }
+  void Note(const absl::Status& status) {
+    if (status_.ok()) status_ = status;
+  }
+  absl::Status TakeStatus() { return std::exchange(status_, absl::OkStatus()); }
+
+  // False, and noted, if there is no memory. `what` it is for, for people.
+  bool Reserve(DeviceMemory* memory, size_t bytes, const char* what);
+
+  // Operations, on the compute stream.
+  template <typename Kernel>
+  void Launch(const Kernel& kernel, uint32_t blocks) {
+    if (ok()) Note(compute_->Launch(kernel, blocks));
+  }
+  template <typename Kernel>
+  void LaunchOver(const Kernel& kernel, uint64_t n) {
+    if (n > 0) Launch(kernel, BlocksFor<Kernel>(n));
+  }
+  void Gemm(const GemmCall& call) {
+    if (ok()) Note(compute_->Gemm(call));
+  }
+  void CopyWithin(void* to, const void* from, size_t bytes) {
+    if (ok()) Note(compute_->CopyWithin(to, from, bytes));
+  }
+
+  void BeginStep();
+  uint64_t step() const { return step_; }  // counts BeginStep
+  // For operations that follow.
+  void CopyIn(void* device, const void* host, size_t bytes);
+  // Of what operations so far have written.
+  void CopyOut(void* host, const void* device, size_t bytes);
+  // Operations that follow wait for the copies out so far.
+  void HoldOperations() { Order(out_.get(), copied_out_.get(), compute_.get()); }
+
+  Mark MarkHere();
+  bool Reached(Mark mark);
+  void Await(Mark mark);
+  void SyncAll();
+
+  // Scratch of one operation.
+  DeviceMemory& spare() { return spare_; }      // the other half of a reordering
+  DeviceMemory& columns() { return columns_; }  // an unfolded input
+  DeviceMemory& rows() { return rows_; }        // weights as unfolded rows
+  DeviceMemory& partial() { return partial_; }  // sums of chunks
+
+ private:
+  GpuEngine(std::shared_ptr<Gpu> gpu, GemmMath math) : gpu_(std::move(gpu)), math_(math) {}
+  absl::Status Init();
+  // `later` waits for all that `earlier` has now.
+  void Order(GpuStream* earlier, GpuEvent* event, GpuStream* later);
+
+  const std::shared_ptr<Gpu> gpu_;
+  const GemmMath math_;
+  absl::Status status_;
+  uint64_t step_ = 0;
+
+  DeviceMemory spare_, columns_, rows_, partial_;
+  std::unique_ptr<GpuEvent> copied_in_, computed_, copied_out_;
+  // Marks not awaited yet, and events for more.
+  struct Pending {
+    uint64_t mark;
+    std::unique_ptr<GpuEvent> event;
+  };
+  uint64_t last_mark_ = 0;
+  std::deque<Pending> pending_;
+  std::vector<std::unique_ptr<GpuEvent>> free_events_;
+  std::unique_ptr<GpuStream> in_, compute_, out_;
+};
+
+}  // namespace parley
+
+#endif  // PARLEY_MODELS_GPU_GPU_ENGINE_H_

@@ -30,7 +30,7 @@ GemmMath MathOf(pb::Compute::Math math) {
 
 absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment& experiment) {
   if (!std::exchange(looked_, true)) {
-    absl::Status status = Find(experiment.compute().device());
+    absl::Status status = Find(experiment.compute());
     if (!status.ok()) return status;
   }
   if (gpu_ != nullptr) {
@@ -40,13 +40,14 @@ absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment
   return CreateCpuDevice({.threads = experiment.cluster().compute_threads()});
 }
 
-absl::Status GpuSeat::Find(pb::Compute::Device wanted) {
+absl::Status GpuSeat::Find(const pb::Compute& config) {
+  const pb::Compute::Device wanted = config.device();
   if (wanted == pb::Compute::CPU) return absl::OkStatus();
   if (wanted == pb::Compute::CUDA_SIMULATED) {
     absl::Status opened =
         Open([]() -> absl::StatusOr<std::unique_ptr<Gpu>> { return CreateSimulatedGpu({}); });
     if (!opened.ok()) return opened;
-  } else if (absl::Status status = FindCuda(); !status.ok()) {
+  } else if (absl::Status status = FindCuda(config); !status.ok()) {
     if (wanted == pb::Compute::AUTO && absl::IsUnavailable(status) && !options_.index.has_value()) {
       note_ = absl::StrCat("no GPU: ", status.message());
       return absl::OkStatus();
@@ -61,7 +62,7 @@ absl::Status GpuSeat::Find(pb::Compute::Device wanted) {
   return absl::OkStatus();
 }
 
-absl::Status GpuSeat::FindCuda() {
+absl::Status GpuSeat::FindCuda(const pb::Compute& config) {
   const absl::StatusOr<std::vector<GpuInfo>> gpus = ListCudaGpus();
   if (!gpus.ok()) return gpus.status();
   size_t index = 0;
@@ -73,7 +74,7 @@ absl::Status GpuSeat::FindCuda() {
           "decides)",
           index, gpus->size() - 1));
     }
-  } else {
+  } else if (config.placement() != pb::Compute::GPU) {  // else where the servers are: the first
     std::vector<std::string> uuids;
     for (const GpuInfo& gpu : *gpus) uuids.push_back(gpu.uuid);
     claim_ = GpuClaim(uuids);

@@ -24,7 +24,8 @@ namespace parley {
 class GpuSeat {
  public:
   struct Options {
-    // Among those that the process sees; else the one with the fewest of this host's workers.
+    // Among those that the process sees; else the one with the fewest of this host's workers, or
+    // for placement GPU the first, which the servers take.
     std::optional<uint32_t> index;
     // Where gradients, weights and batches are made: pinned for the GPU, each arena once.
     std::shared_ptr<SharedArenas> arenas;
@@ -56,8 +57,8 @@ class GpuSeat {
   const std::string& note() const { return note_; }
 
  private:
-  absl::Status Find(pb::Compute::Device wanted);
-  absl::Status FindCuda();
+  absl::Status Find(const pb::Compute& config);
+  absl::Status FindCuda(const pb::Compute& config);
   absl::Status Open(const std::function<absl::StatusOr<std::unique_ptr<Gpu>>()>& make);
   void Pin();
 

@@ -11,13 +11,13 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_format.h"
-#include "models/cpu/cpu_device.h"
 #include "models/model.h"
 #include "ps/base/buffer.h"
 #include "tools/local/local_tables.h"
 #include "worker/data/dataset.h"
 #include "worker/data/sampler.h"
 #include "worker/embedding.h"
+#include "worker/gpu_seat.h"
 
 namespace parley {
 namespace {
@@ -118,8 +118,7 @@ absl::Status LocalRun::Prepare() {
 }
 
 absl::Status LocalRun::PrepareModel() {
-  absl::StatusOr<std::unique_ptr<Device>> device =
-      CreateCpuDevice({.threads = config_.cluster().compute_threads()});
+  absl::StatusOr<std::unique_ptr<Device>> device = GpuSeat().MakeDevice(config_);
   if (!device.ok()) return device.status();
   device_ = *std::move(device);
   SampleShape input = data_.train->shape();

@@ -124,11 +124,12 @@ __global__ void __launch_bounds__(Kernel::kThreads) OnDevice(const Kernel kernel
   }
 }
 
+// cudaLaunchKernel rather than <<<>>>: its result is of this launch, not of whatever failed before.
 template <typename Kernel>
 int Launch(const void* args, uint32_t blocks, void* stream) {
-  OnDevice<Kernel><<<blocks, Kernel::kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      *static_cast<const Kernel*>(args));
-  return static_cast<int>(cudaGetLastError());
+  void* pointers[] = {const_cast<void*>(args)};
+  return static_cast<int>(cudaLaunchKernel(OnDevice<Kernel>, dim3(blocks), dim3(Kernel::kThreads),
+                                           pointers, 0, static_cast<cudaStream_t>(stream)));
 }
 #define PARLEY_GPU_LAUNCHER(Kernel) &::parley::gpu_internal::Launch<Kernel>
 #else

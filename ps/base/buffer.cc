@@ -38,6 +38,7 @@ struct Buffer::Block {
   std::atomic<uint32_t> refs{1};
   std::byte* memory = nullptr;  // owned, unless `release` is set
   size_t capacity = 0;
+  bool on_device = false;
   absl::AnyInvocable<void()> release;      // wrapped bytes
   std::shared_ptr<BufferPool::Core> pool;  // pooled bytes
 
@@ -102,8 +103,9 @@ Buffer Buffer::Copy(std::string_view bytes) {
   return buffer;
 }
 
-Buffer Buffer::Wrap(void* data, size_t size, absl::AnyInvocable<void()> release) {
+Buffer Buffer::Wrap(void* data, size_t size, absl::AnyInvocable<void()> release, bool on_device) {
   auto* block = new Block;
+  block->on_device = on_device;
   block->release = std::move(release);
   return Buffer(block, static_cast<std::byte*>(data), size);
 }
@@ -119,14 +121,17 @@ bool Buffer::unique() const {
   return block_ != nullptr && block_->refs.load(std::memory_order_acquire) == 1;
 }
 
+bool Buffer::on_device() const { return block_ != nullptr && block_->on_device; }
+
 BufferPool::BufferPool(size_t max_cached_bytes, std::shared_ptr<MemorySource> source)
     : core_(std::make_shared<Core>(max_cached_bytes, std::move(source))) {}
 BufferPool::~BufferPool() = default;
 
 Buffer BufferPool::Allocate(size_t size) {
-  auto* block = new Buffer::Block;
+  auto block = std::make_unique<Buffer::Block>();
   block->capacity = SizeClass(size);
   block->pool = core_;
+  block->on_device = core_->source != nullptr && core_->source->on_device();
   {
     std::lock_guard lock(core_->mu);
     auto found = core_->free.find(block->capacity);
@@ -138,11 +143,13 @@ Buffer BufferPool::Allocate(size_t size) {
   }
   if (block->memory == nullptr && core_->source) {
     block->memory = core_->source->Allocate(block->capacity);
+    if (block->memory == nullptr && block->on_device) throw std::bad_alloc();
     // From the heap instead; it must not come back as if it were the source's.
     if (block->memory == nullptr) block->pool = nullptr;
   }
   if (block->memory == nullptr) block->memory = AllocateAligned(block->capacity);
-  return Buffer(block, block->memory, size);
+  std::byte* const memory = block->memory;
+  return Buffer(block.release(), memory, size);
 }
 
 }  // namespace parley

@@ -53,7 +53,8 @@ class Buffer {
 
   // Bytes that somebody else owns; `release` runs once, on whichever thread drops the last
   // reference. The bytes may be unaligned. REQUIRES: they stay valid until then.
-  static Buffer Wrap(void* data, size_t size, absl::AnyInvocable<void()> release);
+  static Buffer Wrap(void* data, size_t size, absl::AnyInvocable<void()> release,
+                     bool on_device = false);
 
   const std::byte* data() const { return data_; }
   std::byte* mutable_data() { return data_; }
@@ -74,6 +75,10 @@ class Buffer {
   // last access).
   bool unique() const;
 
+  // The bytes lie in a GPU's memory (device_memory.h): the CPU must not touch them, and who could be
+  // given such a Buffer looks here first.
+  bool on_device() const;
+
  private:
   friend class BufferPool;
   struct Block;
@@ -84,10 +89,12 @@ class Buffer {
   size_t size_ = 0;
 };
 
-// Where a BufferPool takes memory from, other than the heap: SharedArenas. Thread-safe.
+// Where a BufferPool takes memory from, other than the heap: Arenas. Thread-safe.
 class MemorySource {
  public:
   virtual ~MemorySource() = default;
+  // It is a GPU's.
+  virtual bool on_device() const { return false; }
   // `capacity` bytes, aligned to Buffer::kAlignment; null if there is no more.
   virtual std::byte* Allocate(size_t capacity) = 0;
   // Takes back what Allocate gave for this capacity.
@@ -99,15 +106,15 @@ class MemorySource {
 // where it came from. Thread-safe; Buffers may outlive the pool.
 class BufferPool {
  public:
-  // With a `source` the memory is that one's while it has any, and the heap's after that; null: the
-  // heap's.
+  // With a `source` the memory is that one's while it has any, and the heap's after that, which
+  // cannot stand in for a device's; null: the heap's.
   explicit BufferPool(size_t max_cached_bytes = size_t{256} << 20,
                       std::shared_ptr<MemorySource> source = nullptr);
   ~BufferPool();
   BufferPool(const BufferPool&) = delete;
   BufferPool& operator=(const BufferPool&) = delete;
 
-  Buffer Allocate(size_t size);  // uninitialised
+  Buffer Allocate(size_t size);  // uninitialised; throws std::bad_alloc
 
  private:
   friend class Buffer;

@@ -1,103 +1,18 @@
 #include "ps/base/shared_arenas.h"
 
-#include <algorithm>
-#include <iterator>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_format.h"
 
 namespace parley {
-namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
-
-size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
-
-size_t BlockBytes(size_t capacity) {
-  return RoundUp(std::max<size_t>(capacity, 1), Buffer::kAlignment);
-}
-
-}  // namespace
-
-SharedArenas::SharedArenas() : SharedArenas(Options{}) {}
-
-std::byte* SharedArenas::Allocate(size_t capacity) {
-  if (capacity > options_.max_bytes) return nullptr;
-  const size_t size = BlockBytes(capacity);
-  std::lock_guard lock(mu_);
-  auto found = by_size_.lower_bound({size, nullptr});
-  if (found == by_size_.end()) {
-    if (!AddArena(size)) return nullptr;
-    found = by_size_.lower_bound({size, nullptr});
-  }
-  const auto [have, memory] = *found;
-  TakeFree(free_.find(memory));
-  if (have > size) AddFree(memory + size, have - size);
-  return memory;
-}
-
-void SharedArenas::Free(std::byte* memory, size_t capacity) {
-  size_t size = BlockBytes(capacity);
-  std::lock_guard lock(mu_);
-  // Two arenas may lie side by side in the address space; a block across both would be found in
-  // neither, so neighbours merge within one only.
-  const uint32_t home = Find(memory, size)->arena;
-  auto next = free_.lower_bound(memory);
-  if (next != free_.end() && next->first == memory + size &&
-      Find(next->first, next->second)->arena == home) {
-    size += next->second;
-    TakeFree(next);
-  }
-  auto after = free_.lower_bound(memory);
-  if (after != free_.begin()) {
-    const auto before = std::prev(after);
-    if (before->first + before->second == memory &&
-        Find(before->first, before->second)->arena == home) {
-      memory = before->first;
-      size += before->second;
-      TakeFree(before);
-    }
-  }
-  AddFree(memory, size);
-}
-
-std::optional<SharedArenas::Place> SharedArenas::Find(const void* data, size_t size) const {
-  const auto* const bytes = static_cast<const std::byte*>(data);
-  const uint32_t count = num_arenas();
-  // A job has a few arenas. The newest are the ones in use while it grows.
-  for (uint32_t i = count; i-- > 0;) {
-    const std::byte* const begin = arenas_[i].data();
-    const size_t arena_size = arenas_[i].size();
-    if (bytes < begin || bytes >= begin + arena_size) continue;
-    const uint64_t offset = static_cast<uint64_t>(bytes - begin);
-    if (size > arena_size - offset) return std::nullopt;
-    return Place{i, offset};
-  }
-  return std::nullopt;
-}
-
-bool SharedArenas::AddArena(size_t capacity) {
-  const uint32_t id = count_.load(std::memory_order_relaxed);
-  const size_t size = std::max(options_.arena_bytes, RoundUp(capacity, kHugePage));
-  if (id == kMaxArenas || size > options_.max_bytes - total_bytes_) return false;
+std::optional<Arenas::Arena> SharedArenas::Make(uint32_t id, size_t size) {
   absl::StatusOr<SharedMemory> memory =
       SharedMemory::Create(absl::StrFormat("parley-arena-%d", id), size);
-  if (!memory.ok()) return false;
-  arenas_[id] = *std::move(memory);
-  total_bytes_ += size;
-  AddFree(arenas_[id].data(), size);
-  count_.store(id + 1, std::memory_order_release);
-  return true;
-}
-
-void SharedArenas::AddFree(std::byte* memory, size_t size) {
-  free_.emplace(memory, size);
-  by_size_.emplace(size, memory);
-}
-
-void SharedArenas::TakeFree(std::map<std::byte*, size_t>::iterator block) {
-  by_size_.erase({block->second, block->first});
-  free_.erase(block);
+  if (!memory.ok()) return std::nullopt;
+  memory_[id] = *std::move(memory);
+  return Arena{memory_[id].data(), size, memory_[id].fd()};
 }
 
 }  // namespace parley

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "ps/config/copied_partitions.h"
 #include "ps/config/field_rules.h"
+#include "ps/config/validate_compute.h"
 #include "ps/config/validate_tables.h"
 
 namespace parley {
@@ -35,6 +36,7 @@ class Validator {
     Optimizer(experiment);
     Consistency(experiment);
     FindCompressionProblems(experiment, &problems_);
+    FindComputeProblems(experiment, &problems_);
     return std::move(problems_);
   }
 

@@ -12,6 +12,8 @@ absl::Status AddPathNode(NodeProcess& process, LoopEnvOptions loop, LentMemory& 
       [&](LoopEnv* env) -> absl::StatusOr<std::unique_ptr<Transport>> {
         transport.self = NodeId{env->Random()};
         transport.arenas = memory.arenas();
+        transport.device_arenas = memory.device_arenas();
+        transport.device_mapper = memory.device_mapper();
         transport.log = [&process](const std::string& line) { process.Log(line); };
         return PathTransport::Create(env, std::move(transport));
       },

@@ -119,6 +119,8 @@ absl::Status PathTransport::StartShm(const std::string& bind, bool needed) {
   options.reconnect_min = options_.reconnect_min;
   options.reconnect_max = options_.reconnect_max;
   options.arenas = options_.arenas;
+  options.device_arenas = options_.device_arenas;
+  options.device_mapper = options_.device_mapper;
   options.log = [this](const std::string& line) { Log(line); };
   options.on_unreachable = [this](NodeId peer, const absl::Status& why, std::vector<Frame> frames) {
     OnUnreachable(peer, why, std::move(frames));

@@ -23,6 +23,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/loop_env.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/net/address.h"
@@ -53,6 +54,8 @@ class PathTransport : public Transport {
     std::shared_ptr<const NodeKeys> keys = nullptr;  // for tcp; the others are this user's own
     bool insecure = false;
     std::shared_ptr<SharedArenas> arenas = nullptr;
+    std::shared_ptr<const Arenas> device_arenas = nullptr;
+    std::shared_ptr<DeviceMapper> device_mapper = nullptr;
 
     // Gets lines for people. Null: silent.
     absl::AnyInvocable<void(const std::string&)> log = nullptr;

@@ -52,20 +52,25 @@ class RuleOptimizer : public Optimizer {
 
   void Apply(uint64_t n, const float* weights_in, float* weights_out, float* const* slots,
              absl::Span<const float* const> gradients, const StepInfo& info) const override {
-    UpdatePass pass;
+    UpdatePass pass = Numbers(info);
     pass.n = n;
     pass.weights_in = weights_in;
     pass.weights_out = weights_out;
     for (int s = 0; s < this->slots(); ++s) pass.slots[s] = slots[s];
     pass.sum.gradients = gradients.data();
     pass.sum.count = gradients.size();
+    Kernels().update(pass);
+  }
+
+  UpdatePass Numbers(const StepInfo& info) const override {
+    UpdatePass pass;
     pass.sum.inverse_weight = static_cast<float>(info.inverse_weight);
     pass.sum.norm_scale = static_cast<float>(info.norm_scale);
     pass.sum.clip = clip_;
     pass.weight_decay = weight_decay_;
     pass.rule = rule_;
     pass.scalars = numbers_.Scalars(LearningRate(info.step), info.update);
-    Kernels().update(pass);
+    return pass;
   }
 
  private:

@@ -21,6 +21,8 @@
 
 namespace parley {
 
+struct UpdatePass;  // optimizer_kernels.h
+
 struct StepInfo {
   uint64_t step = 0;    // for the schedule: the tick of the gradients, from 0
   uint64_t update = 1;  // how often these weights have been updated, this one included (Adam's t)
@@ -46,6 +48,9 @@ class Optimizer {
   // gradient is 0).
   virtual void Apply(uint64_t n, const float* weights_in, float* weights_out, float* const* slots,
                      absl::Span<const float* const> gradients, const StepInfo& info) const = 0;
+
+  // What Apply does to each element, for a kernel elsewhere: the pass without places and gradients.
+  virtual UpdatePass Numbers(const StepInfo& info) const = 0;
 
   // The learning rate of `step`.
   double LearningRate(uint64_t step) const { return learning_rates_.Of(step); }

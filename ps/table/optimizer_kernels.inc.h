@@ -8,6 +8,10 @@
 // place: element i is read before it is written, and no other element of the same array is touched.
 #include "ps/table/optimizer_kernels.h"
 
+#define PARLEY_ELEMENT inline __attribute__((always_inline))
+#define PARLEY_SQRT(x) __builtin_sqrtf(x)
+#define PARLEY_ABS(x) __builtin_fabsf(x)
+
 namespace parley {
 namespace PARLEY_KERNEL_NAMESPACE {
 namespace {
@@ -19,13 +23,7 @@ constexpr uint64_t kLanes = 16;  // of the sum of squares
 // Received gradients may begin at any byte.
 typedef float UnalignedFloat __attribute__((aligned(1), may_alias));
 
-// What follows the sum of the gradients. A NaN passes the clip as torch.clamp lets it.
-inline float Scaled(float s, float inverse_weight, float norm_scale, float clip) {
-  s = s * inverse_weight;
-  s = s * norm_scale;
-  s = s < -clip ? -clip : s;
-  return s > clip ? clip : s;
-}
+#include "ps/table/optimizer_elements.inc.h"
 
 // g = the sum of kCount gradients in order (on top of g unless kFirst), scaled and clipped if
 // kLast.
@@ -81,155 +79,46 @@ void SumGradients(const GradientSum& sum, uint64_t offset, uint64_t n, float* g)
 
 void DecayTile(float weight_decay, const float* w, float* g, uint64_t n) {
 #pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) g[i] = g[i] + weight_decay * w[i];
+  for (uint64_t i = 0; i < n; ++i) g[i] = Decayed(weight_decay, w[i], g[i]);
 }
 
-// The rules. w: weights before, out: after, g: the finished gradient, s*: slots; all [n]. Operation
-// order is that of torch.optim's single-tensor loops; addcdiv is w + (value * a) / b.
-
-void Sgd(RuleScalars k, const float* w, float* out, const float* g, uint64_t n) {
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) out[i] = w[i] + k.minus_lr * g[i];
-}
-
-void SgdMomentum(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) {
-    const float buffer = k.keep * s0[i] + k.take * g[i];
-    s0[i] = buffer;
-    out[i] = w[i] + k.minus_lr * buffer;
-  }
-}
-
-void SgdNesterov(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) {
-    const float buffer = k.keep * s0[i] + k.take * g[i];
-    s0[i] = buffer;
-    out[i] = w[i] + k.minus_lr * (g[i] + k.momentum * buffer);
-  }
-}
-
-void Adagrad(RuleScalars k, const float* w, float* out, float* s0, const float* g, uint64_t n) {
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) {
-    const float sum = s0[i] + g[i] * g[i];
-    s0[i] = sum;
-    out[i] = w[i] + (k.minus_lr * g[i]) / (__builtin_sqrtf(sum) + k.eps);
-  }
-}
-
-void Adadelta(RuleScalars k, const float* w, float* out, float* s0, float* s1, const float* g,
+// A rule over a tile. w: weights before, out: after, g: the finished gradient; all [n], as are the
+// slots that the rule has.
+template <typename Rule>
+void RuleTile(RuleScalars k, const float* w, float* out, float* const* slots, const float* g,
               uint64_t n) {
+  float* const first = slots[0];
+  float* const second = slots[1];
+  float* const third = slots[2];
 #pragma GCC ivdep
   for (uint64_t i = 0; i < n; ++i) {
-    const float square = k.keep * s0[i] + (k.take * g[i]) * g[i];
-    s0[i] = square;
-    const float std = __builtin_sqrtf(square + k.eps);
-    const float delta = __builtin_sqrtf(s1[i] + k.eps) / std * g[i];
-    s1[i] = k.keep * s1[i] + (k.take * delta) * delta;
-    out[i] = w[i] + k.minus_lr * delta;
+    float a = Rule::kSlots > 0 ? first[i] : 0;
+    float b = Rule::kSlots > 1 ? second[i] : 0;
+    float c = Rule::kSlots > 2 ? third[i] : 0;
+    const float next = Rule::Next(k, w[i], g[i], a, b, c);
+    if (Rule::kSlots > 0) first[i] = a;
+    if (Rule::kSlots > 1) second[i] = b;
+    if (Rule::kSlots > 2) third[i] = c;
+    out[i] = next;
   }
 }
 
-// kCentered: slot 1 is the gradient average; kMomentum: the last slot is the momentum buffer.
-template <bool kCentered, bool kMomentum>
-void RmsProp(RuleScalars k, const float* w, float* out, float* const* slots, const float* g,
-             uint64_t n) {
-  float* s0 = slots[0];
-  float* s1 = slots[1];
-  float* buffers = slots[kCentered ? 2 : 1];
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) {
-    const float square = k.keep * s0[i] + (k.take * g[i]) * g[i];
-    s0[i] = square;
-    float variance = square;
-    if (kCentered) {
-      const float mean = k.keep * s1[i] + k.take * g[i];
-      s1[i] = mean;
-      variance = square - mean * mean;
-    }
-    const float avg = __builtin_sqrtf(variance) + k.eps;
-    if (kMomentum) {
-      const float buffer = k.momentum * buffers[i] + g[i] / avg;
-      buffers[i] = buffer;
-      out[i] = w[i] + k.minus_lr * buffer;
-    } else {
-      out[i] = w[i] + (k.minus_lr * g[i]) / avg;
-    }
+struct TileOfRule {
+  const RuleScalars& k;
+  const float* w;
+  float* out;
+  float* const* slots;
+  const float* g;
+  uint64_t n;
+  template <typename Rule>
+  void Visit() const {
+    RuleTile<Rule>(k, w, out, slots, g, n);
   }
-}
-
-template <bool kAmsgrad>
-void Adam(RuleScalars k, const float* w, float* out, float* const* slots, const float* g,
-          uint64_t n) {
-  float* s0 = slots[0];
-  float* s1 = slots[1];
-  float* s2 = slots[2];
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < n; ++i) {
-    const float first = k.keep * s0[i] + k.take * g[i];
-    s0[i] = first;
-    float second = k.keep_second * s1[i] + (k.take_second * g[i]) * g[i];
-    s1[i] = second;
-    if (kAmsgrad) {
-      second = s2[i] > second ? s2[i] : second;
-      s2[i] = second;
-    }
-    const float denominator = __builtin_sqrtf(second) / k.bias2_sqrt + k.eps;
-    out[i] = w[i] * k.weight_factor + (k.minus_lr * first) / denominator;
-  }
-}
-
-// Algorithm 1 of McMahan et al. 2013, with the weight of the next round stored beside z and n
-// instead of made from them when it is asked for.
-void Ftrl(RuleScalars k, const float* w, float* out, float* z, float* n, const float* g,
-          uint64_t size) {
-#pragma GCC ivdep
-  for (uint64_t i = 0; i < size; ++i) {
-    const float squares = n[i] + g[i] * g[i];
-    const float root = __builtin_sqrtf(squares);
-    const float sigma = (root - __builtin_sqrtf(n[i])) / k.alpha;
-    const float sum = (z[i] + g[i]) - sigma * w[i];
-    n[i] = squares;
-    z[i] = sum;
-    const float beyond = sum < 0 ? sum + k.l1 : sum - k.l1;
-    const float weight = -beyond / ((k.beta + root) / k.alpha + k.l2);
-    // Written so that a z that is no number makes a weight that is none.
-    out[i] = __builtin_fabsf(sum) <= k.l1 ? 0.0f : weight;
-  }
-}
+};
 
 void UpdateTile(UpdateRule rule, const RuleScalars& k, const float* w, float* out,
                 float* const* slots, const float* g, uint64_t n) {
-  switch (rule) {
-    case UpdateRule::kSgd:
-      return Sgd(k, w, out, g, n);
-    case UpdateRule::kSgdMomentum:
-      return SgdMomentum(k, w, out, slots[0], g, n);
-    case UpdateRule::kSgdNesterov:
-      return SgdNesterov(k, w, out, slots[0], g, n);
-    case UpdateRule::kAdagrad:
-      return Adagrad(k, w, out, slots[0], g, n);
-    case UpdateRule::kAdadelta:
-      return Adadelta(k, w, out, slots[0], slots[1], g, n);
-    case UpdateRule::kRmsProp:
-      return RmsProp<false, false>(k, w, out, slots, g, n);
-    case UpdateRule::kRmsPropMomentum:
-      return RmsProp<false, true>(k, w, out, slots, g, n);
-    case UpdateRule::kRmsPropCentered:
-      return RmsProp<true, false>(k, w, out, slots, g, n);
-    case UpdateRule::kRmsPropCenteredMomentum:
-      return RmsProp<true, true>(k, w, out, slots, g, n);
-    case UpdateRule::kAdam:
-      return Adam<false>(k, w, out, slots, g, n);
-    case UpdateRule::kAdamAmsgrad:
-      return Adam<true>(k, w, out, slots, g, n);
-    case UpdateRule::kFtrl:
-      return Ftrl(k, w, out, slots[0], slots[1], g, n);
-    case UpdateRule::kRowAdagrad:  // knows rows, not tiles
-      return;
-  }
+  VisitRule(rule, TileOfRule{k, w, out, slots, g, n});
 }
 
 // SumTile and Sgd of few gradients in one loop: nothing lies between them, so the gradient's sum
@@ -242,7 +131,9 @@ void SumAndSgd(const UpdatePass& pass) {
   const UnalignedFloat* c = reinterpret_cast<const UnalignedFloat*>(all[kCount > 2 ? 2 : 0]);
   const UnalignedFloat* d = reinterpret_cast<const UnalignedFloat*>(all[kCount > 3 ? 3 : 0]);
   const float inverse_weight = pass.sum.inverse_weight, norm_scale = pass.sum.norm_scale;
-  const float clip = pass.sum.clip, minus_lr = pass.scalars.minus_lr;
+  const float clip = pass.sum.clip;
+  const RuleScalars k = pass.scalars;
+  float none = 0;
   const float* w = pass.weights_in;
   float* out = pass.weights_out;
 #pragma GCC ivdep
@@ -251,7 +142,7 @@ void SumAndSgd(const UpdatePass& pass) {
     if (kCount > 1) s = s + b[i];
     if (kCount > 2) s = s + c[i];
     if (kCount > 3) s = s + d[i];
-    out[i] = w[i] + minus_lr * Scaled(s, inverse_weight, norm_scale, clip);
+    out[i] = SgdRule::Next(k, w[i], Scaled(s, inverse_weight, norm_scale, clip), none, none, none);
   }
 }
 
@@ -327,3 +218,7 @@ const OptimizerKernels kKernels = {PARLEY_KERNEL_ISA, &Update, &SumOfSquares, &S
 
 }  // namespace PARLEY_KERNEL_NAMESPACE
 }  // namespace parley
+
+#undef PARLEY_ELEMENT
+#undef PARLEY_SQRT
+#undef PARLEY_ABS

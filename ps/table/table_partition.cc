@@ -6,6 +6,8 @@
 
 #include "absl/strings/str_format.h"
 #include "ps/table/dense_partition.h"
+#include "ps/table/gpu_dense_partition.h"
+#include "ps/table/gpu_place.h"
 #include "ps/table/sparse_partition.h"
 
 namespace parley {
@@ -78,7 +80,7 @@ class DenseTablePartition final : public TablePartition {
 
 // Throws std::bad_alloc.
 absl::StatusOr<std::unique_ptr<TablePartition>> Make(const pb::TableSpec& table, uint32_t index,
-                                                     BufferPool* pool) {
+                                                     BufferPool* pool, GpuPlace* place) {
   if (table.has_sparse()) return SparsePartition::Create(table, index, pool);
   absl::StatusOr<DenseLayout> layout = DenseLayout::Create(table);
   if (!layout.ok()) return layout.status();
@@ -88,6 +90,16 @@ absl::StatusOr<std::unique_ptr<TablePartition>> Make(const pb::TableSpec& table,
   }
   absl::StatusOr<std::unique_ptr<Optimizer>> optimizer = Optimizer::Create(table.optimizer());
   if (!optimizer.ok()) return optimizer.status();
+  if (table.compute().placement() == pb::Compute::GPU) {
+    if (place == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrFormat("table '%s': its placement is GPU, and this process has none to keep "
+                          "tables on",
+                          table.name()));
+    }
+    return std::make_unique<GpuDensePartition>(table, *layout, index, *std::move(optimizer), pool,
+                                               place);
+  }
   return std::make_unique<DenseTablePartition>(table, *layout, index, *std::move(optimizer), pool);
 }
 
@@ -95,9 +107,13 @@ absl::StatusOr<std::unique_ptr<TablePartition>> Make(const pb::TableSpec& table,
 
 absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb::TableSpec& table,
                                                                        uint32_t index,
-                                                                       BufferPool* pool) {
+                                                                       BufferPool* pool,
+                                                                       GpuPlace* place) {
   try {
-    return Make(table, index, pool);
+    return Make(table, index, pool, place);
+  } catch (const DeviceFailure& failure) {
+    return absl::UnavailableError(
+        absl::StrFormat("table '%s', partition %d: %s", table.name(), index, failure.what()));
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
         absl::StrFormat("table '%s': no memory for partition %d", table.name(), index));

@@ -20,6 +20,8 @@
 
 namespace parley {
 
+struct GpuPlace;  // gpu_place.h
+
 // A list of keys as it came: uint64, little-endian, at any alignment. Borrowed.
 class KeyList {
  public:
@@ -44,6 +46,7 @@ class KeyList {
 struct GradientView {
   KeyList keys;                   // sparse: the rows, in any order; dense: empty
   const float* values = nullptr;  // dense: [size]; sparse: [keys, dim]; may be unaligned
+  bool on_device = false;         // Buffer::on_device; allowed if the partition's is
 };
 
 // One gradient in the place of several: to apply it alone gives, bit for bit, what applying all of
@@ -60,8 +63,14 @@ class TablePartition {
   // Partition `index` of `table` with its initial values. `pool` must outlive this and every Buffer
   // read from it need not. kInvalidArgument: a spec or an optimizer that cannot be, named.
   // kResourceExhausted: no memory for it.
+  // A dense table whose compute.placement is GPU is kept in `place` then, which outlives it;
+  // kFailedPrecondition: it is null. Sparse tables know no placement.
   static absl::StatusOr<std::unique_ptr<TablePartition>> Create(const pb::TableSpec& table,
-                                                                uint32_t index, BufferPool* pool);
+                                                                uint32_t index, BufferPool* pool,
+                                                                GpuPlace* place = nullptr);
+
+  // Whether what Read gives is device memory, and gradients may be.
+  virtual bool on_device() const { return false; }
 
   // Values that a gradient must bring (and a read returns) for that many keys: keys * dim, and for
   // a dense partition its size, whatever `keys` is.
@@ -88,7 +97,7 @@ class TablePartition {
   virtual uint64_t version() const = 0;  // updates applied
   virtual uint64_t memory_bytes() const = 0;
 
-  // The sum of what would be Apply's argument, in memory of its own. REQUIRES: as Apply.
+  // The sum of what would be Apply's argument, in host memory of its own. REQUIRES: as Apply.
   virtual SummedGradient Sum(absl::Span<const GradientView> gradients) = 0;
 
   // Everything that decides what later updates and reads give: weights and slots; rows with their
@@ -105,6 +114,10 @@ class TablePartition {
   virtual absl::Status Load(const TableState& state) = 0;
   // The same for equal states, whatever the order in which rows came; else another. Reads all.
   virtual uint64_t Digest() const = 0;
+
+  // The same bytes in host memory: values that Read gave or Apply could be given, or a copy of
+  // them.
+  virtual Buffer ToHost(const Buffer& values) const { return values; }
 
   // Adds what this partition holds to `rows` (sparse; dense: nothing).
   virtual void AddCounts(pb::ServerCounts::Rows* rows) const = 0;

@@ -41,7 +41,8 @@ GRAPH = {
 THREAD_HEADERS = {"thread", "mutex", "condition_variable", "shared_mutex", "future", "semaphore"}
 THREAD_FILES = {
     "ps/base/buffer.cc": "the pool takes blocks back on whichever thread drops the last reference",
-    "ps/base/shared_arenas.h": "blocks come back on whichever thread drops the last reference",
+    "ps/base/arenas.h": "blocks come back on whichever thread drops the last reference",
+    "ps/gpu/device_arenas.h": "as arenas.h; and a process has one GPU for the loops of all its nodes",
     "ps/net/shm/loans.h": "what is borrowed is returned on whichever thread drops the last reference",
     "ps/base/loop_env.h": "Post is the door into a loop from other threads",
     "ps/base/loop_env.cc": "the same",

@@ -104,20 +104,39 @@ absl::Status Connection::OnGreeting(Message message) {
 absl::Status Connection::OnArena(Message message) {
   absl::StatusOr<ArenaNotice> notice = DecodeArenaNotice(message.bytes);
   if (!notice.ok()) return notice.status();
-  if (notice->arena >= SharedArenas::kMaxArenas) {
-    return Lie("an arena's number", notice->arena, SharedArenas::kMaxArenas - 1);
+  const bool device = notice->kind == ArenaKind::kDevice;
+  const uint32_t numbers = device ? kArenaNumbers : kFirstDeviceArena;
+  if (notice->arena >= numbers) return Lie("an arena's number", notice->arena, numbers - 1);
+  if (device && notice->arena < kFirstDeviceArena) {
+    return Lie("a device arena's number, which begins after the others',", notice->arena, 0);
   }
   if (message.fds.size() != 1) return absl::InvalidArgumentError("an arena comes with its memory");
-  std::vector<SharedMemory>& arenas = link_->arenas;
+  std::vector<PeerArena>& arenas = link_->arenas;
   if (arenas.size() <= notice->arena) arenas.resize(notice->arena + 1);
   // Borrowed bytes may lie in the one that is there.
-  if (arenas[notice->arena].data() != nullptr) {
+  if (!arenas[notice->arena].empty()) {
     return absl::InvalidArgumentError(absl::StrFormat("arena %d comes twice", notice->arena));
   }
+  if (device) return MapDeviceArena(*notice, message.fds[0]);
   absl::StatusOr<SharedMemory> memory =
       SharedMemory::MapForeign(message.fds[0].release(), notice->size);
   if (!memory.ok()) return memory.status();
-  arenas[notice->arena] = *std::move(memory);
+  arenas[notice->arena] = PeerArena(*std::move(memory));
+  return absl::OkStatus();
+}
+
+absl::Status Connection::MapDeviceArena(const ArenaNotice& notice, const Fd& fd) {
+  const auto refuse = [&](const absl::Status& why) {
+    return absl::Status(why.code(), absl::StrFormat("arena %d of %d bytes in a GPU's memory: %s",
+                                                    notice.arena, notice.size, why.message()));
+  };
+  if (shared_->mapper == nullptr) {
+    return refuse(absl::UnavailableError("this node maps none"));
+  }
+  if (notice.size == 0) return refuse(absl::InvalidArgumentError("allowed are 1 and more bytes"));
+  absl::StatusOr<std::byte*> data = shared_->mapper->Map(fd.get(), notice.size);
+  if (!data.ok()) return refuse(data.status());
+  link_->arenas[notice.arena] = PeerArena(shared_->mapper, *data, notice.size);
   return absl::OkStatus();
 }
 

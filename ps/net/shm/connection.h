@@ -8,6 +8,10 @@
 // but for what the peer holds more than max_lent_bytes with: that goes through the ring. It does
 // not wait for releases, which may depend on it: a step is applied when all of it is there.
 //
+// Payload in a GPU's memory cannot be copied by anybody here. It is lent whatever its size and
+// whatever is lent already, which it counts towards; its own bound are the arenas. Where it cannot
+// be lent the connection is given up, and says why.
+//
 //   state     event                                     next
 //   greeting  the peer's greeting is good               open
 //   open      Close, or the peer's kBye                 closing: no frames, releases only
@@ -43,9 +47,10 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "ps/base/arenas.h"
 #include "ps/base/buffer.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/ids.h"
-#include "ps/base/shared_arenas.h"
 #include "ps/base/shared_memory.h"
 #include "ps/net/shm/custody.h"
 #include "ps/net/shm/loans.h"
@@ -54,6 +59,10 @@
 #include "ps/net/shm/socket.h"
 
 namespace parley::shm {
+
+// Arenas of a node by number: first those of host memory, then those of a GPU's.
+inline constexpr uint32_t kFirstDeviceArena = Arenas::kMaxArenas;
+inline constexpr uint32_t kArenaNumbers = 2 * Arenas::kMaxArenas;
 
 struct Limits {
   size_t ring_bytes = 0;
@@ -68,7 +77,9 @@ struct Limits {
 struct Shared {
   NodeId self = kNoNode;
   Limits limits;
-  std::shared_ptr<SharedArenas> arenas;
+  std::shared_ptr<const Arenas> arenas;
+  std::shared_ptr<const Arenas> device_arenas;  // null: no such payload is sent
+  std::shared_ptr<DeviceMapper> mapper;         // null: none is received
   BufferPool* staging = nullptr;   // on the arenas: for payload that does not lie there
   BufferPool* received = nullptr;  // for parts that came through the ring
   std::shared_ptr<ReturnInbox> inbox;
@@ -166,6 +177,7 @@ class Connection {
   Connection(const Shared* shared, uint64_t id, NodeId peer, std::shared_ptr<SendQueue> queue);
   absl::Status OnGreeting(Message message);
   absl::Status OnArena(Message message);
+  absl::Status MapDeviceArena(const ArenaNotice& notice, const Fd& fd);
 
   bool HasUnread() const;
   bool SendsFrames() const { return greeted() && !heard_bye_ && !ended_; }
@@ -176,12 +188,12 @@ class Connection {
   absl::StatusOr<bool> WriteFrame(Outgoing* frame);
   absl::StatusOr<bool> WriteBytes(std::string_view bytes, bool payload, uint16_t flags,
                                   size_t* done);
-  absl::StatusOr<bool> WriteReference(const Buffer& buffer, SharedArenas::Place place,
-                                      uint16_t flags);
-  bool PrepareToLend(Buffer* buffer, SharedArenas::Place* place);
-  bool Lends(const Buffer& buffer, SharedArenas::Place* place) const;
+  absl::StatusOr<bool> WriteReference(const Buffer& buffer, Arenas::Place place, uint16_t flags);
+  absl::StatusOr<bool> PrepareToLend(Buffer* buffer, Arenas::Place* place);
+  absl::Status PrepareToLendDevice(const Buffer& buffer, Arenas::Place* place);
+  bool Lends(const Buffer& buffer, Arenas::Place* place) const;
   void Stage(Buffer* buffer);
-  bool AnnounceArena(uint32_t arena);
+  absl::Status AnnounceArena(uint32_t number);
   void Publish(bool urgent);
 
   // Each takes in one record; true if that completes a part.
@@ -215,7 +227,7 @@ class Connection {
   std::vector<Lent> lent_;
   std::vector<uint32_t> free_slots_;
   size_t lent_bytes_ = 0, lent_count_ = 0;
-  std::bitset<SharedArenas::kMaxArenas> announced_;
+  std::bitset<kArenaNumbers> announced_;
   bool owes_wake_up_ = false;
   uint32_t woken_ = 0;           // the peer's sleep that it was last woken from
   bool wake_up_blocks_ = false;  // the peer has seen to it that its eventfd may block

@@ -127,9 +127,9 @@ absl::StatusOr<bool> Connection::OnReference(const Record& record) {
     return Lie("a reference's size", reference->size, shared_->limits.max_part_bytes);
   }
   if (borrowed_ == kMaxBorrowed) return Lie("references not released", borrowed_ + 1, kMaxBorrowed);
-  const std::vector<SharedMemory>& arenas = link_->arenas;
+  const std::vector<PeerArena>& arenas = link_->arenas;
   const uint32_t arena = reference->arena;
-  const auto known = [&] { return arena < arenas.size() && arenas[arena].data() != nullptr; };
+  const auto known = [&] { return arena < arenas.size() && !arenas[arena].empty(); };
   if (!known()) {
     // Its notice was sent before the reference was, and waits.
     absl::Status status = OnSocket();

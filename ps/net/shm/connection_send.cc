@@ -100,8 +100,11 @@ absl::StatusOr<bool> Connection::WriteFrame(Outgoing* frame) {
       written = WriteBytes(frame->header, /*payload=*/false, flags, &frame->bytes_done);
     } else {
       Buffer& buffer = frame->payload[at - 1];
-      SharedArenas::Place place{};
-      if (frame->bytes_done == 0 && PrepareToLend(&buffer, &place)) {
+      Arenas::Place place{};
+      absl::StatusOr<bool> lends = false;
+      if (frame->bytes_done == 0) lends = PrepareToLend(&buffer, &place);
+      if (!lends.ok()) return lends.status();
+      if (*lends) {
         written = WriteReference(buffer, place, flags);
       } else {
         written = WriteBytes(buffer.view(), /*payload=*/true, flags, &frame->bytes_done);
@@ -115,15 +118,37 @@ absl::StatusOr<bool> Connection::WriteFrame(Outgoing* frame) {
 }
 
 // False if the buffer has to go through the ring.
-bool Connection::PrepareToLend(Buffer* buffer, SharedArenas::Place* place) {
+absl::StatusOr<bool> Connection::PrepareToLend(Buffer* buffer, Arenas::Place* place) {
+  if (buffer->on_device()) {
+    absl::Status status = PrepareToLendDevice(*buffer, place);
+    if (!status.ok()) return status;
+    return true;
+  }
   const Limits& limits = shared_->limits;
   if (buffer->size() < limits.lend_bytes) return false;
-  if (buffer->size() > limits.max_lent_bytes - lent_bytes_) return false;
+  if (lent_bytes_ + buffer->size() > limits.max_lent_bytes) return false;
   if (!Lends(*buffer, place)) Stage(buffer);
-  return Lends(*buffer, place) && (announced_[place->arena] || AnnounceArena(place->arena));
+  return Lends(*buffer, place) && AnnounceArena(place->arena).ok();
 }
 
-bool Connection::Lends(const Buffer& buffer, SharedArenas::Place* place) const {
+// There is no other way for such a buffer.
+absl::Status Connection::PrepareToLendDevice(const Buffer& buffer, Arenas::Place* place) {
+  std::optional<Arenas::Place> found;
+  if (shared_->device_arenas != nullptr) {
+    found = shared_->device_arenas->Find(buffer.data(), buffer.size());
+  }
+  if (!found.has_value()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "payload of %d bytes lies in a GPU's memory and in no arena of this node", buffer.size()));
+  }
+  *place = {kFirstDeviceArena + found->arena, found->offset};
+  absl::Status status = AnnounceArena(place->arena);
+  if (status.ok()) return status;
+  return absl::UnavailableError(absl::StrFormat(
+      "arena %d in a GPU's memory cannot be announced: %s", place->arena, status.message()));
+}
+
+bool Connection::Lends(const Buffer& buffer, Arenas::Place* place) const {
   const auto found = shared_->arenas->Find(buffer.data(), buffer.size());
   if (found) *place = *found;
   return found.has_value();
@@ -132,7 +157,7 @@ bool Connection::Lends(const Buffer& buffer, SharedArenas::Place* place) const {
 // Moves bytes of other memory into an arena, if there is one with room.
 void Connection::Stage(Buffer* buffer) {
   Buffer staged = shared_->staging->Allocate(buffer->size());
-  SharedArenas::Place place{};
+  Arenas::Place place{};
   if (!Lends(staged, &place)) return;
   CopyPayload(staged.mutable_data(), buffer->data(), buffer->size());
   *buffer = std::move(staged);
@@ -164,7 +189,7 @@ absl::StatusOr<bool> Connection::WriteBytes(std::string_view bytes, bool payload
   return true;
 }
 
-absl::StatusOr<bool> Connection::WriteReference(const Buffer& buffer, SharedArenas::Place place,
+absl::StatusOr<bool> Connection::WriteReference(const Buffer& buffer, Arenas::Place place,
                                                 uint16_t flags) {
   absl::StatusOr<std::byte*> body = Begin(kReferenceBytes);
   if (!body.ok()) return body.status();
@@ -187,15 +212,20 @@ absl::StatusOr<bool> Connection::WriteReference(const Buffer& buffer, SharedAren
   return true;
 }
 
-// False if the peer cannot be told now: its socket is full, or too many descriptors are on their
-// way (unix(7), ETOOMANYREFS). That says nothing against the peer, and another time it may work.
-bool Connection::AnnounceArena(uint32_t arena) {
-  const SharedMemory& memory = shared_->arenas->arena(arena);
+// Nothing if that has been done. An error if the peer cannot be told now: its socket is full, or
+// too many descriptors are on their way (unix(7), ETOOMANYREFS). That says nothing against the
+// peer, and another time it may work.
+absl::Status Connection::AnnounceArena(uint32_t number) {
+  if (announced_[number]) return absl::OkStatus();
+  const bool device = number >= kFirstDeviceArena;
+  const Arenas::Arena& arena = device ? shared_->device_arenas->arena(number - kFirstDeviceArena)
+                                      : shared_->arenas->arena(number);
+  const ArenaNotice notice{number, arena.size, device ? ArenaKind::kDevice : ArenaKind::kHost};
   // Before the reference is published: who finds an arena unknown looks at its socket, and there
   // it is.
-  announced_[arena] =
-      SendMessage(*link_->socket, EncodeArenaNotice({arena, memory.size()}), {memory.fd()}).ok();
-  return announced_[arena];
+  absl::Status status = SendMessage(*link_->socket, EncodeArenaNotice(notice), {arena.fd});
+  announced_[number] = status.ok();
+  return status;
 }
 
 absl::Status Connection::OnRelease(const Record& record) {

@@ -43,9 +43,13 @@ Link::~Link() {
 Buffer Borrow(std::shared_ptr<Link> link, uint32_t arena, uint64_t offset, uint64_t size,
               uint64_t token) {
   std::byte* const data = link->arenas[arena].data() + offset;
-  return Buffer::Wrap(data, size, [link = std::move(link), token] {
-    link->inbox->Return({link->connection, token});
-  });
+  const bool on_device = link->arenas[arena].on_device();
+  return Buffer::Wrap(
+      data, size,
+      [link = std::move(link), token] {
+        link->inbox->Return({link->connection, token});
+      },
+      on_device);
 }
 
 }  // namespace parley::shm

@@ -15,9 +15,11 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "ps/base/buffer.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/env.h"
 #include "ps/base/shared_memory.h"
 #include "ps/net/shm/socket.h"
@@ -51,6 +53,38 @@ class ReturnInbox {
   std::vector<Returned> returned_;
 };
 
+// An arena of a peer, mapped as long as this lives.
+class PeerArena {
+ public:
+  PeerArena() = default;
+  explicit PeerArena(SharedMemory memory) : host_(std::move(memory)) {}
+  // `mapper` has mapped it.
+  PeerArena(std::shared_ptr<DeviceMapper> mapper, std::byte* data, size_t size)
+      : mapper_(std::move(mapper)), device_(data), device_size_(size) {}
+  PeerArena(PeerArena&& other) noexcept { *this = std::move(other); }
+  PeerArena& operator=(PeerArena&& other) noexcept {
+    std::swap(host_, other.host_);
+    std::swap(mapper_, other.mapper_);
+    std::swap(device_, other.device_);
+    std::swap(device_size_, other.device_size_);
+    return *this;
+  }
+  ~PeerArena() {
+    if (mapper_ != nullptr) mapper_->Unmap(device_, device_size_);
+  }
+
+  bool empty() const { return data() == nullptr; }
+  bool on_device() const { return mapper_ != nullptr; }
+  std::byte* data() const { return on_device() ? device_ : host_.data(); }
+  size_t size() const { return on_device() ? device_size_ : host_.size(); }
+
+ private:
+  SharedMemory host_;
+  std::shared_ptr<DeviceMapper> mapper_;  // null: it is host memory
+  std::byte* device_ = nullptr;
+  size_t device_size_ = 0;
+};
+
 struct Link {
   Link() = default;
   ~Link();
@@ -60,7 +94,7 @@ struct Link {
   std::shared_ptr<Fd> socket;
   uint64_t connection = 0;
   std::shared_ptr<ReturnInbox> inbox;
-  std::vector<SharedMemory> arenas;  // the peer's, by number; those not announced are empty
+  std::vector<PeerArena> arenas;  // by number; those not announced are empty
 };
 
 // A Buffer over bytes of one of the link's arenas. REQUIRES: they lie in it.

@@ -36,6 +36,13 @@ absl::Status CopyDecidingParts(const std::vector<bool>& borrowed, BufferPool* po
                         bytes, kMaxPayloadBytes));
   }
   for (size_t i = 0; i < payload.size(); ++i) {
+    if (!to_copy[i] || !payload[i].on_device()) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "keys or encoded values lie in a lent buffer of %d bytes in a GPU's memory, allowed are "
+        "plain values",
+        payload[i].size()));
+  }
+  for (size_t i = 0; i < payload.size(); ++i) {
     if (!to_copy[i]) continue;
     Buffer copy = pool->Allocate(payload[i].size());
     CopyPayload(copy.mutable_data(), payload[i].data(), payload[i].size());

@@ -17,7 +17,7 @@ namespace parley::shm {
 // element), so they are checked before they are used, and a peer that changed them in between would
 // be believed. Plain float32 values are only computed with. kInvalidArgument, and nothing is
 // copied: it would be more than kMaxPayloadBytes, for which a peer needs no more than references to
-// the same bytes. REQUIRES: DecodeFrame made the frame.
+// the same bytes; or they lie in a GPU's memory. REQUIRES: DecodeFrame made the frame.
 absl::Status CopyDecidingParts(const std::vector<bool>& borrowed, BufferPool* pool, Frame* frame);
 
 }  // namespace parley::shm

@@ -22,7 +22,8 @@ constexpr absl::Duration kReleaseDelay = absl::Milliseconds(2);
 }  // namespace
 
 absl::Status ShmTransport::Send(NodeId to, Frame frame) {
-  absl::Status status = CheckFrameSize(frame, options_.max_part_bytes, options_.max_parts);
+  absl::Status status = CheckFrameSize(frame, options_.max_part_bytes, options_.max_parts,
+                                       options_.device_arenas.get());
   if (!status.ok()) return status;
   const auto no_peer = [&] {
     return absl::UnavailableError(absl::StrFormat("no such peer: node %s", ToString(to)));

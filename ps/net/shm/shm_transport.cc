@@ -88,6 +88,8 @@ absl::Status ShmTransport::Start() {
                         .max_lent_bytes = options_.max_lent_bytes,
                         .lend_bytes = options_.lend_bytes},
              .arenas = options_.arenas,
+             .device_arenas = options_.device_arenas,
+             .mapper = options_.device_mapper,
              .staging = staging_.get(),
              .received = received_.get(),
              .inbox = std::make_shared<shm::ReturnInbox>(env_)};

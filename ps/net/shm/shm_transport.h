@@ -20,6 +20,11 @@
 // Processes of one user can harm each other by other means than this one, and are not protected
 // from being read: whoever is lent a block can read its whole arena.
 //
+// Payload may also lie in a GPU's memory (Buffer::on_device). It is lent, whatever its size, or not
+// sent at all: kInvalidArgument. Whoever receives frames where there is a device_mapper may be
+// handed such Buffers for plain values by any peer, and looks before reading. Keys and encoded
+// values there are refused.
+//
 // Thread-safety: as Transport, everything on the LoopEnv's thread.
 #ifndef PARLEY_PS_NET_SHM_SHM_TRANSPORT_H_
 #define PARLEY_PS_NET_SHM_SHM_TRANSPORT_H_
@@ -34,6 +39,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/loop_env.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/net/shm/connection.h"
@@ -83,6 +89,11 @@ class ShmTransport : public Transport, private Poller {
     // Where the process's payloads are made, shared by its nodes. Null: one of its own, so that all
     // payload is copied once.
     std::shared_ptr<SharedArenas> arenas = nullptr;
+
+    // The same in a GPU's memory. Null: such payload is not sent.
+    std::shared_ptr<const Arenas> device_arenas = nullptr;
+    // Maps that of peers. Null: it is not received; a peer that lends such an arena is refused.
+    std::shared_ptr<DeviceMapper> device_mapper = nullptr;
 
     // Called, on the loop, when a peer that Connect took cannot be greeted the first time; the peer
     // is forgotten, and `frames` are those that waited for it. Then Connect itself may also say

@@ -18,8 +18,8 @@ namespace {
 
 constexpr uint32_t kGreetingMagic = 0x4d485350;  // "PSHM"
 constexpr uint32_t kArenaMagic = 0x4e455241;     // "AREN"
-constexpr uint32_t kVersion = 1;                 // of the handshake, the segment and the ring
-constexpr size_t kGreetingBytes = 32, kArenaNoticeBytes = 16;
+constexpr uint32_t kVersion = 2;                 // of the handshake, the segment and the ring
+constexpr size_t kGreetingBytes = 32, kArenaNoticeBytes = 20;
 constexpr int kBacklog = 128;
 
 constexpr char kNamePrefix[] = "parley/";
@@ -219,6 +219,7 @@ std::string EncodeArenaNotice(const ArenaNotice& notice) {
   Put(kArenaMagic, &bytes);
   Put(notice.arena, &bytes);
   Put(notice.size, &bytes);
+  Put(static_cast<uint32_t>(notice.kind), &bytes);
   return bytes;
 }
 
@@ -226,7 +227,12 @@ absl::StatusOr<ArenaNotice> DecodeArenaNotice(std::string_view bytes) {
   if (bytes.size() != kArenaNoticeBytes || Get<uint32_t>(bytes, 0) != kArenaMagic) {
     return absl::InvalidArgumentError("what should announce an arena does not");
   }
-  return ArenaNotice{Get<uint32_t>(bytes, 4), Get<uint64_t>(bytes, 8)};
+  const auto kind = Get<uint32_t>(bytes, 16);
+  if (kind > static_cast<uint32_t>(ArenaKind::kDevice)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("an arena's kind is %d, allowed is 0..1", kind));
+  }
+  return ArenaNotice{Get<uint32_t>(bytes, 4), Get<uint64_t>(bytes, 8), ArenaKind{kind}};
 }
 
 absl::Status CheckEventFd(int fd) {

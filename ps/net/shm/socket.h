@@ -86,9 +86,11 @@ std::string EncodeGreeting(const Greeting& greeting);
 absl::StatusOr<Greeting> DecodeGreeting(std::string_view bytes);
 
 // Goes with the descriptor of an arena, before the first reference into it.
+enum class ArenaKind : uint32_t { kHost = 0, kDevice = 1 };
 struct ArenaNotice {
-  uint32_t arena = 0;
+  uint32_t arena = 0;  // its number: below 256 host memory, from there to 511 a GPU's
   uint64_t size = 0;
+  ArenaKind kind = ArenaKind::kHost;
 };
 std::string EncodeArenaNotice(const ArenaNotice& notice);
 absl::StatusOr<ArenaNotice> DecodeArenaNotice(std::string_view bytes);

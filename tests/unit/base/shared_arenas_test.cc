@@ -85,7 +85,7 @@ TEST(SharedArenas, BlocksDoNotOverlapAndAreFoundWhereTheyLie) {
     blocks.emplace(memory, size);
     const auto place = arenas.Find(memory, size);
     ASSERT_TRUE(place.has_value());
-    ASSERT_EQ(arenas.arena(place->arena).data() + place->offset, memory);
+    ASSERT_EQ(arenas.arena(place->arena).data + place->offset, memory);
   }
   // All comes together again: what was in small pieces is one.
   const uint32_t before = arenas.num_arenas();

@@ -33,7 +33,9 @@ constexpr uint32_t kTinyExtent = 16;  // of linear layers and batches, simulated
 
 StepCase CaseOf(const std::string& name, const std::string& path, bool simulated) {
   const pb::Experiment experiment = Check(LoadExperiment(path));
-  StepCase step{.name = name, .model = experiment.model()};
+  StepCase step;
+  step.name = name;
+  step.model = experiment.model();
   if (experiment.data().has_synthetic()) {
     const pb::Synthetic& data = experiment.data().synthetic();
     step.input = {data.channels(), data.height(), data.width()};

@@ -11,12 +11,12 @@ list(APPEND PARLEY_HOST_OPTIONS -ffp-contract=off)
 add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:${PARLEY_HOST_OPTIONS}>")
 
 if(PARLEY_SANITIZE)
-  add_compile_options(-fsanitize=${PARLEY_SANITIZE} -fno-sanitize-recover=all)
+  add_compile_options("$<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${PARLEY_SANITIZE};-fno-sanitize-recover=all>")
   add_link_options(-fsanitize=${PARLEY_SANITIZE})
 endif()
 
 if(PARLEY_FUZZ)
-  add_compile_options(-fsanitize=fuzzer-no-link)  # coverage for libFuzzer, which only the targets link
+  add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=fuzzer-no-link>)  # coverage for libFuzzer, which only the targets link
 endif()
 
 find_program(PARLEY_CCACHE ccache)

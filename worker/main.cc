@@ -9,6 +9,7 @@
 #include "ps/net/path_node.h"
 #include "ps/net/process.h"
 #include "ps/net/security.h"
+#include "worker/gpu_seat.h"
 #include "worker/worker_node.h"
 
 namespace parley {
@@ -19,11 +20,11 @@ constexpr char kProgram[] = "parley-worker";
 struct Flags {
   std::string scheduler, job, log, keys;
   uint32_t join_timeout = 60, spin_us = 0;
-  std::optional<uint32_t> rank;
+  std::optional<uint32_t> rank, gpu;
   bool spare = false;
 };
 
-absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& memory) {
+absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& memory, GpuSeat& gpu) {
   PathTransport::Options transport;
   absl::Status loaded = UseKeys(flags.keys, PeerRole::kWorker, &transport.keys);
   if (!loaded.ok()) return loaded;
@@ -40,6 +41,7 @@ absl::Status AddWorker(NodeProcess& process, const Flags& flags, LentMemory& mem
                        options.spare = flags.spare;
                        options.join_timeout = absl::Seconds(flags.join_timeout);
                        options.pool = memory.pool();
+                       options.gpu = &gpu;
                        options.log = seat.log;
                        return NodeProcess::Hold(std::make_shared<WorkerNode>(
                            seat.env, seat.transport, std::move(options), seat.done));
@@ -55,6 +57,9 @@ int Main(int argc, char** argv) {
       .Text("job", &flags.job, "NAME", "join only a job of this name; else whatever runs there")
       .Number("join-timeout", &flags.join_timeout, 1, 86400, "seconds to look for the scheduler")
       .MaybeNumber("rank", &flags.rank, 0, 1023, "the rank to ask for; given if it is free")
+      .MaybeNumber("gpu", &flags.gpu, 0, 1023,
+                   "the GPU to compute on, among those that CUDA_VISIBLE_DEVICES leaves; else the "
+                   "one with the fewest workers of this host")
       .Switch("spare", &flags.spare, "ask for no place: wait until one is to be taken")
       .Number("spin-us", &flags.spin_us, 0, 1000000,
               "microseconds to look for work before sleeping; only with cores to spare")
@@ -63,10 +68,11 @@ int Main(int argc, char** argv) {
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   LentMemory memory;
+  GpuSeat gpu({.index = flags.gpu, .arenas = memory.arenas()});
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
-  absl::Status status = AddWorker(**process, flags, memory);
+  absl::Status status = AddWorker(**process, flags, memory, gpu);
   if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   return (*process)->Run();
 }

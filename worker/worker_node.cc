@@ -19,6 +19,7 @@ class WorkerNode::Impl {
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
       : env_(env),
         pool_(options.pool),
+        gpu_(options.gpu),
         probe_(options.probe),
         member_(env, transport, MemberOptions(std::move(options)),
                 MemberHandlers(std::move(done))) {}
@@ -66,9 +67,9 @@ class WorkerNode::Impl {
     auto building = std::make_shared<Building>();
     building->experiment = member_.welcome().experiment();
     env_->Offload(
-        [building, data = std::move(data)] {
-          building->workload = data == nullptr ? LoadWorkload(building->experiment)
-                                               : BuildWorkload(building->experiment, *data);
+        [building, data = std::move(data), gpu = gpu_] {
+          building->workload = data == nullptr ? LoadWorkload(building->experiment, gpu)
+                                               : BuildWorkload(building->experiment, *data, gpu);
         },
         [this, building, done = std::move(done), alive = std::weak_ptr<bool>(alive_)]() mutable {
           if (alive.expired() || member_.over()) return;
@@ -95,6 +96,7 @@ class WorkerNode::Impl {
     Log(absl::StrFormat("loaded %d training and %d test samples; device: %s",
                         registration.train_samples(), registration.test_samples(),
                         registration.device()));
+    if (!unused_->device_note.empty()) Log(unused_->device_note);
     loaded_ = true;
     // Longer than the scheduler's own patience, and than it may be away: it is the one that knows
     // who is missing.
@@ -173,6 +175,7 @@ class WorkerNode::Impl {
 
   Env* const env_;
   BufferPool* const pool_;
+  GpuSeat* const gpu_;
   WorkerProbe* const probe_;
   JobMember member_;  // owns the clients that the workers use
   // Of what was loaded; set with loaded_.

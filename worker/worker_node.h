@@ -22,6 +22,7 @@
 #include "ps/base/buffer.h"
 #include "ps/base/env.h"
 #include "ps/net/transport.h"
+#include "worker/gpu_seat.h"
 #include "worker/worker_probe.h"
 
 namespace parley {
@@ -38,7 +39,8 @@ class WorkerNode {
     // Where gradients, weights and messages are made; null: a pool of its own. Memory that the
     // transport can share travels without a copy. Must outlive this.
     BufferPool* pool = nullptr;
-    WorkerProbe* probe = nullptr;                      // may be null. Must outlive this
+    GpuSeat* gpu = nullptr;        // null: one for each workload. Must outlive this
+    WorkerProbe* probe = nullptr;  // may be null. Must outlive this
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };
 

@@ -5,7 +5,6 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "models/cpu/cpu_device.h"
 
 namespace parley {
 namespace {
@@ -18,22 +17,24 @@ absl::Status In(const std::string& part, const absl::Status& status) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment) {
+absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment,
+                                                       GpuSeat* seat) {
   absl::StatusOr<DataSplits> data = LoadDataSplits(experiment.data(), experiment.seed());
   if (!data.ok()) return In("data", data.status());
-  return BuildWorkload(experiment, {std::move(data->train), std::move(data->test)});
+  return BuildWorkload(experiment, {std::move(data->train), std::move(data->test)}, seat);
 }
 
 absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& experiment,
-                                                        const Workload::Data& data) {
+                                                        const Workload::Data& data, GpuSeat* seat) {
   auto workload = std::make_unique<Workload>();
   workload->data = data;
 
-  CpuDeviceOptions options;
-  options.threads = experiment.cluster().compute_threads();
-  absl::StatusOr<std::unique_ptr<Device>> device = CreateCpuDevice(options);
+  GpuSeat own;
+  if (seat == nullptr) seat = &own;
+  absl::StatusOr<std::unique_ptr<Device>> device = seat->MakeDevice(experiment);
   if (!device.ok()) return In("device", device.status());
   workload->device = *std::move(device);
+  workload->device_note = seat->note();
 
   const Dataset& train = *workload->data.train;
   SampleShape input = train.shape();

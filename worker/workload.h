@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/status/statusor.h"
 #include "models/device.h"
@@ -15,6 +16,7 @@
 #include "proto/experiment.pb.h"
 #include "worker/data/dataset.h"
 #include "worker/embedding.h"
+#include "worker/gpu_seat.h"
 
 namespace parley {
 
@@ -28,16 +30,20 @@ struct Workload {
 
   Data data;
   std::unique_ptr<Device> device;
+  std::string device_note;             // beside its description, for the log; may be empty
   std::optional<Embedding> embedding;  // in front of the model, for data of keys
   std::unique_ptr<Model> model;        // after the device: it must go first
 };
 
-// Loads the data and builds the model on a CPU device. Errors begin with "data: " or "model: ".
-absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment);
+// Loads the data and builds the model on the device that the experiment asks for. `seat` finds the
+// GPU; null: one of its own. Errors begin with "data: ", "model: " or "device: ".
+absl::StatusOr<std::unique_ptr<Workload>> LoadWorkload(const pb::Experiment& experiment,
+                                                       GpuSeat* seat = nullptr);
 
 // The same for data that LoadWorkload has loaded for the same experiment.
 absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& experiment,
-                                                        const Workload::Data& data);
+                                                        const Workload::Data& data,
+                                                        GpuSeat* seat = nullptr);
 
 // The dense table of the model, as every worker registers it. For an embedding see EmbeddingTable.
 pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model);

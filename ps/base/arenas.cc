@@ -71,6 +71,12 @@ std::optional<Arenas::Place> Arenas::Find(const void* data, size_t size) const {
   return std::nullopt;
 }
 
+void Arenas::Watch(OnArena on_arena) {
+  std::lock_guard lock(mu_);
+  on_arena_ = std::move(on_arena);
+  for (uint32_t id = 0; id < num_arenas(); ++id) on_arena_(arenas_[id].data, arenas_[id].size);
+}
+
 bool Arenas::AddArena(size_t capacity) {
   const uint32_t id = count_.load(std::memory_order_relaxed);
   const size_t size = std::max(options_.arena_bytes, RoundUp(capacity, kHugePage));
@@ -79,6 +85,7 @@ bool Arenas::AddArena(size_t capacity) {
   if (!arena.has_value()) return false;
   arenas_[id] = *arena;
   total_bytes_ += arena->size;
+  if (on_arena_) on_arena_(arena->data, arena->size);
   AddFree(arena->data, arena->size);
   count_.store(id + 1, std::memory_order_release);
   return true;

@@ -18,6 +18,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -55,6 +56,12 @@ class Arenas : public MemorySource {
   std::byte* Allocate(size_t capacity) override;
   void Free(std::byte* memory, size_t capacity) override;
 
+  // Is told of every arena, those there are at once and each later one as it is made, before memory
+  // of it is handed out: a GPU pins them. Called with a lock held, on whichever thread allocates;
+  // once at most.
+  using OnArena = std::function<void(std::byte* memory, size_t size)>;
+  void Watch(OnArena on_arena);
+
   // Where the bytes lie; nullopt if they are not, as a whole, in one arena.
   std::optional<Place> Find(const void* data, size_t size) const;
 
@@ -80,6 +87,7 @@ class Arenas : public MemorySource {
   std::atomic<uint32_t> count_{0};
 
   std::mutex mu_;  // guards the rest; held for a look-up in a tree, rarely for making an arena
+  OnArena on_arena_;
   size_t total_bytes_ = 0;
   std::map<std::byte*, size_t> free_;  // by address; neighbours are merged
   std::set<std::pair<size_t, std::byte*>> by_size_;

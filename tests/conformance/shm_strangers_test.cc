@@ -32,7 +32,7 @@ TEST_F(ShmStrangers, GreetingsThatAreNone) {
   ExpectRefused("too long", [&](Liar& liar) { liar.Say(good + std::string(40, 'x'), {}); });
   ExpectRefused("another version of the handshake", [&](Liar& liar) {
     std::string other = good;
-    other[4] = 2;
+    other[4] = 1;
     liar.Say(other, {liar.segment().fd(), liar.wake_fd()});
   });
   const auto with = [&](const char* what, const std::function<void(shm::Greeting&)>& change) {
@@ -168,6 +168,12 @@ TEST_F(ShmStrangers, ReferencesThatLeadElsewhere) {
   };
   notice("an arena of another size", {0, arena.size() + 4096}, arena.fd());
   notice("an arena with too high a number", {SharedArenas::kMaxArenas, arena.size()}, arena.fd());
+  const auto kDevice = shm::ArenaKind::kDevice;
+  notice("a GPU's memory, where none is mapped", {256, arena.size(), kDevice}, arena.fd());
+  notice("a GPU's memory by the number of another kind", {255, arena.size(), kDevice}, arena.fd());
+  notice("a GPU's memory with too high a number", {512, arena.size(), kDevice}, arena.fd());
+  notice("an arena of a kind that there is not", {256, arena.size(), shm::ArenaKind{2}},
+         arena.fd());
   const shm::Fd unsealed(UnsealedMemory(4096));
   notice("an arena that could shrink", {0, 4096}, unsealed.get());
   ExpectRefusedLater("an arena twice", [&](Liar& liar) {

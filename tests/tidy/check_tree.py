@@ -43,6 +43,7 @@ THREAD_FILES = {
     "ps/base/buffer.cc": "the pool takes blocks back on whichever thread drops the last reference",
     "ps/base/arenas.h": "blocks come back on whichever thread drops the last reference",
     "ps/gpu/device_arenas.h": "as arenas.h; and a process has one GPU for the loops of all its nodes",
+    "ps/gpu/simulated_gpu.cc": "a GPU is for any thread: one lock for all of it",
     "ps/net/shm/loans.h": "what is borrowed is returned on whichever thread drops the last reference",
     "ps/base/loop_env.h": "Post is the door into a loop from other threads",
     "ps/base/loop_env.cc": "the same",

@@ -253,6 +253,14 @@ class Text {
 
 absl::StatusOr<Explanation> Explain(const pb::Experiment& experiment) {
   absl::StatusOr<std::unique_ptr<Workload>> workload = LoadWorkload(experiment);
+  std::string missing;  // what this machine has not, which others may have
+  if (absl::IsUnavailable(workload.status()) &&
+      experiment.compute().device() == pb::Compute::CUDA) {
+    missing = absl::StrCat("cuda; here there is none: ", workload.status().message());
+    pb::Experiment elsewhere = experiment;
+    elsewhere.mutable_compute()->set_device(pb::Compute::CPU);
+    workload = LoadWorkload(elsewhere);
+  }
   if (!workload.ok()) return workload.status();
   const Dataset& train = *(*workload)->data.train;
   Explanation out;
@@ -263,7 +271,10 @@ absl::StatusOr<Explanation> Explain(const pb::Experiment& experiment) {
                                               : absl::StrFormat("[%u, %u, %u]", shape.channels,
                                                                 shape.height, shape.width);
   out.classes = train.classes();
-  out.device = (*workload)->device->description();
+  out.device = missing.empty() ? (*workload)->device->description() : missing;
+  if (missing.empty() && !(*workload)->device_note.empty()) {
+    absl::StrAppend(&out.device, "; ", (*workload)->device_note);
+  }
   out.flops_per_sample = (*workload)->model->flops_per_sample();
 
   out.table = ModelTable(experiment, *(*workload)->model);

@@ -1,0 +1,100 @@
+#include "worker/gpu_seat.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "models/cpu/cpu_device.h"
+#include "models/gpu/gpu_device.h"
+#include "ps/gpu/cuda_gpu.h"
+#include "ps/gpu/simulated_gpu.h"
+
+namespace parley {
+namespace {
+
+GemmMath MathOf(pb::Compute::Math math) {
+  switch (math) {
+    case pb::Compute::FP32:
+      return GemmMath::kFp32;
+    case pb::Compute::BF16:
+      return GemmMath::kBf16;
+    case pb::Compute::TF32:
+      break;
+  }
+  return GemmMath::kTf32;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment& experiment) {
+  if (!std::exchange(looked_, true)) {
+    absl::Status status = Find(experiment.compute().device());
+    if (!status.ok()) return status;
+  }
+  if (gpu_ != nullptr) {
+    return CreateGpuDevice(gpu_, {.math = MathOf(experiment.compute().gpu_math())});
+  }
+  return CreateCpuDevice({.threads = experiment.cluster().compute_threads()});
+}
+
+absl::Status GpuSeat::Find(pb::Compute::Device wanted) {
+  if (wanted == pb::Compute::CPU) return absl::OkStatus();
+  if (wanted == pb::Compute::CUDA_SIMULATED) {
+    gpu_ = CreateSimulatedGpu({});
+  } else if (absl::Status status = FindCuda(); !status.ok()) {
+    if (wanted == pb::Compute::AUTO && absl::IsUnavailable(status) && !options_.index.has_value()) {
+      note_ = absl::StrCat("no GPU: ", status.message());
+      return absl::OkStatus();
+    }
+    looked_ = false;
+    return absl::Status(
+        status.code(),
+        absl::StrFormat("%s; allowed without a GPU is compute.device AUTO or CPU, here it is %s",
+                        status.message(), pb::Compute::Device_Name(wanted)));
+  }
+  Pin();
+  return absl::OkStatus();
+}
+
+absl::Status GpuSeat::FindCuda() {
+  const absl::StatusOr<std::vector<GpuInfo>> gpus = ListCudaGpus();
+  if (!gpus.ok()) return gpus.status();
+  size_t index = 0;
+  if (options_.index.has_value()) {
+    index = *options_.index;
+    if (index >= gpus->size()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "--gpu is %d, allowed is 0..%d: this process sees so many GPUs (CUDA_VISIBLE_DEVICES "
+          "decides)",
+          index, gpus->size() - 1));
+    }
+  } else {
+    std::vector<std::string> uuids;
+    for (const GpuInfo& gpu : *gpus) uuids.push_back(gpu.uuid);
+    claim_ = GpuClaim(uuids);
+    index = claim_.index();
+    if (claim_.others() > 0) {
+      note_ = absl::StrFormat("shares its GPU with %d worker%s", claim_.others(),
+                              claim_.others() == 1 ? "" : "s");
+    }
+  }
+  absl::StatusOr<std::unique_ptr<Gpu>> gpu = CreateCudaGpu(static_cast<int>(index));
+  if (!gpu.ok()) return gpu.status();
+  gpu_ = *std::move(gpu);
+  return absl::OkStatus();
+}
+
+// What cannot be pinned is copied more slowly, and nothing else. The arenas may outlive the seat.
+void GpuSeat::Pin() {
+  if (options_.arenas == nullptr) return;
+  auto failed = std::make_shared<absl::Status>();
+  options_.arenas->Watch([gpu = gpu_, failed](std::byte* memory, size_t size) {
+    absl::Status status = gpu->Pin(memory, size);
+    if (failed->ok()) *failed = std::move(status);
+  });
+  if (failed->ok()) return;
+  absl::StrAppend(&note_, note_.empty() ? "" : "; ", "memory is not pinned: ", failed->message());
+}
+
+}  // namespace parley

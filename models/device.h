@@ -129,6 +129,8 @@ class Device {
   virtual float* PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
                                   Workspace* memory) = 0;
   virtual void StoreGradients(const float* made, uint64_t n, float* gradients) = 0;
+  // Copies parameters [n] of the device's memory to the caller's, and waits for it.
+  virtual absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) = 0;
   virtual const int32_t* LoadLabels(const int32_t* labels, uint64_t rows, Workspace* memory) = 0;
 
   // x: host, plain order. The device may read `x` in place for as long as `tensor` is used.

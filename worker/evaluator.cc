@@ -88,7 +88,7 @@ absl::Status Evaluator::Pass::Compute() {
   const uint64_t samples = batch.rows = ids.size();
   batch.labels = labels.data();
   Model& model = *workload->model;
-  model.BindParameters(parameters.floats());
+  model.BindParameters(parameters.floats(), KindOf(parameters));
   absl::Status status = model.Begin(batch, {.train = false});
   for (size_t stage = 0; status.ok() && stage < model.stages(); ++stage) {
     status = model.Forward(stage);

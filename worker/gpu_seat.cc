@@ -41,7 +41,9 @@ absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment
 absl::Status GpuSeat::Find(pb::Compute::Device wanted) {
   if (wanted == pb::Compute::CPU) return absl::OkStatus();
   if (wanted == pb::Compute::CUDA_SIMULATED) {
-    gpu_ = CreateSimulatedGpu({});
+    absl::Status opened =
+        Open([]() -> absl::StatusOr<std::unique_ptr<Gpu>> { return CreateSimulatedGpu({}); });
+    if (!opened.ok()) return opened;
   } else if (absl::Status status = FindCuda(); !status.ok()) {
     if (wanted == pb::Compute::AUTO && absl::IsUnavailable(status) && !options_.index.has_value()) {
       note_ = absl::StrCat("no GPU: ", status.message());
@@ -79,10 +81,13 @@ absl::Status GpuSeat::FindCuda() {
                               claim_.others() == 1 ? "" : "s");
     }
   }
-  absl::StatusOr<std::unique_ptr<Gpu>> gpu = CreateCudaGpu(static_cast<int>(index));
-  if (!gpu.ok()) return gpu.status();
-  gpu_ = *std::move(gpu);
-  return absl::OkStatus();
+  return Open([index] { return CreateCudaGpu(static_cast<int>(index)); });
+}
+
+absl::Status GpuSeat::Open(const std::function<absl::StatusOr<std::unique_ptr<Gpu>>()>& make) {
+  absl::StatusOr<std::shared_ptr<Gpu>> gpu = memory_->Open(make);
+  if (gpu.ok()) gpu_ = *std::move(gpu);
+  return gpu.status();
 }
 
 // What cannot be pinned is copied more slowly, and nothing else. The arenas may outlive the seat.

@@ -68,7 +68,9 @@ int Main(int argc, char** argv) {
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
   LentMemory memory;
-  GpuSeat gpu({.index = flags.gpu, .arenas = memory.arenas()});
+  GpuMemory gpu_memory;
+  memory.LendDevice(gpu_memory.arenas(), gpu_memory.arenas());
+  GpuSeat gpu({.index = flags.gpu, .arenas = memory.arenas(), .memory = &gpu_memory});
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());

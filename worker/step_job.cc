@@ -71,8 +71,8 @@ absl::Status StepJob::Begin() {
   step_rows_ = batch.rows.ids.size();
   step_batch_ = &batch.rows;
   Model& model = *workload_->model;
-  model.BindParameters(step_.parameters.floats());
-  model.BindGradients(step_.gradients.mutable_floats());
+  model.BindParameters(step_.parameters.floats(), KindOf(step_.parameters));
+  model.BindGradients(step_.gradients.mutable_floats(), KindOf(step_.gradients));
   BatchView view = batch.View();
   if (workload_->embedding.has_value()) {
     view.row_values = step_.rows.floats();

@@ -29,6 +29,15 @@ std::string Sha256Hex(const Buffer& bytes) {
       std::string(reinterpret_cast<const char*>(hash), crypto_hash_sha256_BYTES));
 }
 
+absl::StatusOr<std::string> HashOf(const Workload& workload, const Buffer& weights) {
+  if (!weights.on_device()) return Sha256Hex(weights);
+  Buffer copy = Buffer::Allocate(weights.size());
+  absl::Status status = workload.device->FetchParameters(weights.floats(), weights.num_floats(),
+                                                         copy.mutable_floats());
+  if (!status.ok()) return status;
+  return Sha256Hex(copy);
+}
+
 }  // namespace
 
 Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload, Options options,
@@ -41,12 +50,13 @@ Trainer::Trainer(Env* env, PsClient* client, std::shared_ptr<Workload> workload,
       options_(std::move(options)),
       handlers_(std::move(handlers)),
       pool_(options_.pool != nullptr ? options_.pool : &own_pool_),
+      parameter_pool_(workload_->device_pool != nullptr ? workload_->device_pool : pool_),
       sampler_(SamplerOptions(options_, *workload_)),
       ticks_per_epoch_(sampler_.ticks_per_epoch()),
       total_ticks_(TotalTicks()),
       plan_(std::make_shared<StagePlan>(StagePlan::Create(*workload_->model, dense_->layout()))),
       job_(std::make_shared<StepJob>(workload_, SamplerOptions(options_, *workload_), pool_)),
-      parameters_(pool_->Allocate(dense_->layout().elements() * sizeof(float))),
+      parameters_(parameter_pool_->Allocate(dense_->layout().elements() * sizeof(float))),
       evaluator_(env, workload_, sparse_, options_.experiment.training().eval_batch()),
       ready_(plan_.get()),
       next_ready_(plan_.get()) {}
@@ -241,7 +251,7 @@ void Trainer::MaybeCompute() {
 }
 
 void Trainer::PrepareStep() {
-  gradients_ = pool_->Allocate(dense_->layout().elements() * sizeof(float));
+  gradients_ = parameter_pool_->Allocate(dense_->layout().elements() * sizeof(float));
   job_->Prepare({.tick = tick_,
                  .position = PositionOf(tick_),
                  .next = sparse_ == nullptr ? NextPosition() : std::nullopt,
@@ -419,11 +429,17 @@ void Trainer::Finish() {
 }
 
 void Trainer::HashFinalWeights() {
-  auto hash = std::make_shared<std::string>();
-  env_->Offload([hash, weights = parameters_] { *hash = Sha256Hex(weights); },
-                [this, hash, alive = std::weak_ptr<bool>(alive_)] {
-                  if (!alive.expired()) ReportFinished(*hash);
-                });
+  auto hash = std::make_shared<absl::StatusOr<std::string>>();
+  env_->Offload(
+      [hash, workload = workload_, weights = parameters_] { *hash = HashOf(*workload, weights); },
+      [this, hash, alive = std::weak_ptr<bool>(alive_)] {
+        if (alive.expired()) return;
+        if (hash->ok()) {
+          ReportFinished(**hash);
+        } else {
+          Fail(hash->status());
+        }
+      });
 }
 
 void Trainer::ReportFinished(const std::string& weights_sha256) {

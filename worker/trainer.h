@@ -138,7 +138,8 @@ class Trainer {
   Handlers handlers_;
   BufferPool own_pool_;
   BufferPool* const pool_;
-  const Sampler sampler_;  // only for its counts; StepJob has one of its own
+  BufferPool* const parameter_pool_;  // of weights and gradients of the dense table
+  const Sampler sampler_;             // only for its counts; StepJob has one of its own
   const uint64_t ticks_per_epoch_;
   const uint64_t total_ticks_;
   const std::shared_ptr<const StagePlan> plan_;

@@ -35,6 +35,7 @@ absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& ex
   if (!device.ok()) return In("device", device.status());
   workload->device = *std::move(device);
   workload->device_note = seat->note();
+  workload->device_pool = seat->parameter_pool(experiment.compute());
 
   const Dataset& train = *workload->data.train;
   SampleShape input = train.shape();

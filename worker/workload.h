@@ -14,6 +14,7 @@
 #include "models/model.h"
 #include "proto/cluster.pb.h"
 #include "proto/experiment.pb.h"
+#include "ps/base/buffer.h"
 #include "worker/data/dataset.h"
 #include "worker/embedding.h"
 #include "worker/gpu_seat.h"
@@ -30,10 +31,18 @@ struct Workload {
 
   Data data;
   std::unique_ptr<Device> device;
-  std::string device_note;             // beside its description, for the log; may be empty
+  std::string device_note;  // beside its description, for the log; may be empty
+  // Device memory for weights and gradients of the dense table, where servers keep it there
+  // (compute.placement); null: they are made in host memory. Outlives this.
+  BufferPool* device_pool = nullptr;
   std::optional<Embedding> embedding;  // in front of the model, for data of keys
   std::unique_ptr<Model> model;        // after the device: it must go first
 };
+
+// Whose memory a buffer is.
+inline MemoryKind KindOf(const Buffer& buffer) {
+  return buffer.on_device() ? MemoryKind::kDevice : MemoryKind::kHost;
+}
 
 // Loads the data and builds the model on the device that the experiment asks for. `seat` finds the
 // GPU; null: one of its own. Errors begin with "data: ", "model: " or "device: ".

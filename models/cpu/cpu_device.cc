@@ -50,6 +50,10 @@ class CpuDevice final : public Device {
     return gradients;
   }
   void StoreGradients(const float*, uint64_t, float*) override {}
+  absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
+    std::copy_n(parameters, n, out);
+    return absl::OkStatus();
+  }
   const int32_t* LoadLabels(const int32_t* labels, uint64_t, Workspace*) override { return labels; }
   std::unique_ptr<Tensor> NewTensor() override { return std::make_unique<CpuTensor>(); }
   std::unique_ptr<Workspace> NewWorkspace() override { return std::make_unique<CpuWorkspace>(); }
@@ -225,6 +229,9 @@ void CpuDevice::ReluForward(Tensor* x, Tensor* y) {
 void CpuDevice::ReluBackward(Tensor* y, Tensor* dy, Tensor* dx) {
   Run("relu", [&] {
     CpuTensor *activation = Cpu(y), *gradient = Cpu(dy), *out = Cpu(dx);
+    // Viewed as another shape and read by a convolution since, it may lie in blocks that are not
+    // the gradient's.
+    if (!(activation->sample() == gradient->sample())) activation->ChangeBlock(1, &spare_);
     gradient->ChangeBlock(activation->block(), &spare_);
     if (out != gradient) {
       out->SetShape(gradient->sample(), gradient->rows(), gradient->block());

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_format.h"
 #include "models/gpu/unfold_kernels.h"
 
 namespace parley {
@@ -34,6 +35,15 @@ struct GpuConv::Plan {
   uint64_t rows_at_once;
 };
 
+// One sample's unfolded input is the least that there is at once. False: noted.
+bool GpuConv::Fits(const Plan& plan) {
+  if (plan.places * plan.depth <= UINT32_MAX) return true;
+  engine_->Note(absl::ResourceExhaustedError(absl::StrFormat(
+      "gpu: a convolution unfolds a sample to %d x %d values, allowed are fewer than 2^32",
+      plan.places, plan.depth)));
+  return false;
+}
+
 // [rows * places, depth] of the rows from `first` on.
 const void* GpuConv::Unfold(const Plan& plan, GpuTensor* x, uint64_t first, uint64_t rows) {
   if (plan.as_it_is()) {
@@ -57,6 +67,7 @@ const void* GpuConv::Unfold(const Plan& plan, GpuTensor* x, uint64_t first, uint
 
 void GpuConv::Forward(GpuTensor* x, Conv2dGeometry geometry, const float* weight, GpuTensor* y) {
   const Plan plan(x->sample(), y->sample(), geometry, engine_->math(), column_bytes_);
+  if (!Fits(plan)) return;
   const void* filters =
       forms_->Rows(engine_, weight, plan.outputs, x->sample().channels, plan.taps);
   float* out = y->mutable_data();
@@ -76,6 +87,7 @@ void GpuConv::Forward(GpuTensor* x, Conv2dGeometry geometry, const float* weight
 void GpuConv::BackwardData(GpuTensor* dy, Conv2dGeometry geometry, const float* weight,
                            GpuTensor* dx) {
   const Plan plan(dx->sample(), dy->sample(), geometry, engine_->math(), column_bytes_);
+  if (!Fits(plan)) return;
   const void* filters =
       forms_->Rows(engine_, weight, plan.outputs, dx->sample().channels, plan.taps);
   const auto* gradient = static_cast<const uint8_t*>(dy->Factor(engine_));
@@ -107,6 +119,7 @@ void GpuConv::BackwardData(GpuTensor* dy, Conv2dGeometry geometry, const float* 
 void GpuConv::BackwardWeights(GpuTensor* x, GpuTensor* dy, Conv2dGeometry geometry,
                               float* dweight) {
   const Plan plan(x->sample(), dy->sample(), geometry, engine_->math(), column_bytes_);
+  if (!Fits(plan)) return;
   const uint64_t n = plan.outputs * plan.depth;
   if (!engine_->Reserve(&engine_->rows(), n * sizeof(float), "a gradient")) return;
   const auto* gradient = static_cast<const uint8_t*>(dy->Factor(engine_));

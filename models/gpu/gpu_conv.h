@@ -28,6 +28,7 @@ class GpuConv {
 
  private:
   struct Plan;
+  bool Fits(const Plan& plan);
   const void* Unfold(const Plan& plan, GpuTensor* x, uint64_t first, uint64_t rows);
 
   GpuEngine* const engine_;

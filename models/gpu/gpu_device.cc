@@ -1,6 +1,7 @@
 #include "models/gpu/gpu_device.h"
 
 #include <cassert>
+#include <deque>
 #include <string>
 #include <utility>
 
@@ -16,6 +17,9 @@ namespace parley {
 namespace {
 
 using Order = GpuTensor::Order;
+
+// Losses that may be on their way at once.
+constexpr uint64_t kMostSums = 16;
 
 uint32_t Count(uint64_t n) { return static_cast<uint32_t>(n); }
 
@@ -44,7 +48,7 @@ class GpuDevice final : public Device {
 
   absl::Status Prepare(Tensor* tensor, SampleShape sample, uint64_t rows) override {
     OnGpu(tensor)->SetShape(engine_.get(), sample, rows, Order::kPlain);
-    return engine_->ok() ? absl::OkStatus() : engine_->TakeStatus();
+    return engine_->ok() ? absl::OkStatus() : TakeFailure();
   }
   const float* LoadParameters(const float* parameters, MemoryKind kind, uint64_t n,
                               Workspace* memory) override;
@@ -52,6 +56,10 @@ class GpuDevice final : public Device {
                           Workspace* memory) override;
   void StoreGradients(const float* made, uint64_t n, float* gradients) override {
     if (made != gradients) engine_->CopyOut(gradients, made, n * sizeof(float));
+  }
+  absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
+    engine_->CopyOut(out, parameters, n * sizeof(float));
+    return Await(MarkHere());
   }
   const int32_t* LoadLabels(const int32_t* labels, uint64_t rows, Workspace* memory) override {
     return static_cast<const int32_t*>(
@@ -116,43 +124,59 @@ class GpuDevice final : public Device {
     engine_->LaunchOver(
         AddBiasKernel{{}, y->mutable_data(), bias, Divider(columns), relu, Count(n)}, n);
   }
-  void TakeSums();
+  // Gives NllForward's callers what is there at `mark`.
+  void TakeSums(Mark mark);
+  absl::Status TakeFailure();
 
   const std::unique_ptr<GpuEngine> engine_;
   WeightForms forms_;
   GpuConv conv_;
 
-  // Of the last NllForward, on their way to its caller.
+  // What NllForward made, on its way to its callers, oldest first. Each has a place of its own, in
+  // turn.
   struct Wanted {
     double* loss_sum = nullptr;
     uint64_t* correct = nullptr;
+    Mark there{0};
+    uint64_t place = 0;
   };
-  const PinnedMemory host_sums_;
+  const PinnedMemory host_sums_;  // [kMostSums]
   DeviceMemory row_losses_, row_correct_, sums_;
-  Wanted wanted_;
-  Mark sums_there_{0};
+  std::deque<Wanted> wanted_;
+  uint64_t next_sums_ = 0;
 };
 
 // ---- Order of things ----
 
-void GpuDevice::TakeSums() {
-  if (wanted_.loss_sum == nullptr) return;
-  const auto* sums = static_cast<const NllSums*>(host_sums_.data());
-  *wanted_.loss_sum = sums->loss;
-  *wanted_.correct = sums->correct;
-  wanted_ = {};
+void GpuDevice::TakeSums(Mark mark) {
+  for (; !wanted_.empty() && wanted_.front().there <= mark; wanted_.pop_front()) {
+    const Wanted& wanted = wanted_.front();
+    const NllSums& sums = static_cast<const NllSums*>(host_sums_.data())[wanted.place];
+    *wanted.loss_sum = sums.loss;
+    *wanted.correct = sums.correct;
+  }
+}
+
+// Whoever is told of a failure gives up what was enqueued, memory included: nothing writes there
+// any more.
+absl::Status GpuDevice::TakeFailure() {
+  engine_->SyncAll();
+  wanted_.clear();
+  return engine_->TakeStatus();
 }
 
 absl::Status GpuDevice::Sync() {
   engine_->SyncAll();
-  if (engine_->ok()) TakeSums();
-  return engine_->TakeStatus();
+  if (!engine_->ok()) return TakeFailure();
+  if (!wanted_.empty()) TakeSums(wanted_.back().there);
+  return absl::OkStatus();
 }
 
 absl::Status GpuDevice::Await(Mark mark) {
   engine_->Await(mark);
-  if (engine_->ok() && mark >= sums_there_) TakeSums();
-  return engine_->TakeStatus();
+  if (!engine_->ok()) return TakeFailure();
+  TakeSums(mark);
+  return absl::OkStatus();
 }
 
 // ---- The caller's memory ----
@@ -160,8 +184,10 @@ absl::Status GpuDevice::Await(Mark mark) {
 const float* GpuDevice::LoadParameters(const float* parameters, MemoryKind kind, uint64_t n,
                                        Workspace* memory) {
   if (kind == MemoryKind::kDevice) return parameters;
-  return static_cast<const float*>(
+  const auto* loaded = static_cast<const float*>(
       CopyTo(&OnGpu(memory)->memory, parameters, n * sizeof(float), "parameters"));
+  if (loaded != nullptr) forms_.Forget(loaded, n);
+  return loaded;
 }
 
 float* GpuDevice::PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
@@ -180,6 +206,7 @@ void GpuDevice::Upload(const float* x, SampleShape sample, uint64_t rows, Tensor
 void GpuDevice::Download(Tensor* tensor, float* out) {
   const GpuTensor* from = Plain(tensor);
   engine_->CopyOut(out, from->data(), from->elements() * sizeof(float));
+  engine_->HoldOperations();  // they may overwrite it
 }
 
 // ---- Products ----
@@ -288,7 +315,8 @@ void GpuDevice::ReluForward(Tensor* x, Tensor* y) {
 }
 
 void GpuDevice::ReluBackward(Tensor* y, Tensor* dy, Tensor* dx) {
-  GpuTensor* activation = OnGpu(y);
+  // Viewed as another shape since, only its plain order is the gradient's.
+  GpuTensor* activation = y->sample() == dy->sample() ? OnGpu(y) : Plain(y);
   const uint64_t n = activation->elements();
   const float* gradient = In(activation->order(), dy)->data();
   float* out = (dx == dy ? OnGpu(dx) : Shaped(activation->order(), dx))->mutable_data();
@@ -338,9 +366,15 @@ void GpuDevice::NllForward(Tensor* y, const int32_t* labels, double* loss_sum, u
   const uint64_t rows = y->rows();
   if (!engine_->Reserve(&row_losses_, rows * sizeof(float), "the loss") ||
       !engine_->Reserve(&row_correct_, rows, "the loss") ||
-      !engine_->Reserve(&sums_, sizeof(NllSums), "the loss")) {
+      !engine_->Reserve(&sums_, kMostSums * sizeof(NllSums), "the loss")) {
     return;
   }
+  if (wanted_.size() == kMostSums) {  // its place is needed
+    engine_->Await(wanted_.front().there);
+    if (!engine_->ok()) return;
+    TakeSums(wanted_.front().there);
+  }
+  const uint64_t place = next_sums_++ % kMostSums;
   engine_->Launch(NllRowsKernel{{},
                                 Plain(y)->data(),
                                 labels,
@@ -349,11 +383,10 @@ void GpuDevice::NllForward(Tensor* y, const int32_t* labels, double* loss_sum, u
                                 Count(rows),
                                 Count(y->sample().size())},
                   RowKernel::Blocks(rows));
-  auto* sums = static_cast<NllSums*>(sums_.data());
+  NllSums* sums = static_cast<NllSums*>(sums_.data()) + place;
   engine_->Launch(NllSumKernel{row_losses_.floats(), row_correct_.bytes(), sums, Count(rows)}, 1);
-  engine_->CopyOut(host_sums_.data(), sums, sizeof(NllSums));
-  wanted_ = {loss_sum, correct};
-  sums_there_ = engine_->MarkHere();
+  engine_->CopyOut(static_cast<NllSums*>(host_sums_.data()) + place, sums, sizeof(NllSums));
+  wanted_.push_back({loss_sum, correct, engine_->MarkHere(), place});
 }
 
 void GpuDevice::NllLogSoftmaxBackward(Tensor* y, const int32_t* labels, Tensor* dx) {
@@ -369,8 +402,16 @@ void GpuDevice::NllLogSoftmaxBackward(Tensor* y, const int32_t* labels, Tensor* 
 
 void GpuDevice::LoadLookup(const Lookup& lookup, Workspace* memory) {
   GpuWorkspace* to = OnGpu(memory);
+  to->lookup = lookup;  // its numbers, whatever fails below
   const uint64_t places = lookup.samples * lookup.fields;
   const uint64_t taken = lookup.keys == 0 ? 0 : lookup.starts[lookup.keys];
+  if (places > UINT32_MAX || lookup.keys * lookup.dim > UINT32_MAX) {  // kernels count in 32 bits
+    engine_->Note(absl::ResourceExhaustedError(
+        absl::StrFormat("gpu: an embedding of %d rows of %d values at %d places is too large, "
+                        "allowed are fewer than 2^32 values and places: take a smaller batch",
+                        lookup.keys, lookup.dim, places)));
+    return;
+  }
   // One piece of memory: index, starts, places, factors.
   const uint64_t words = places + lookup.keys + 1 + taken + (lookup.factors ? places : 0);
   if (!engine_->Reserve(&to->memory, words * sizeof(uint32_t), "embedding")) return;
@@ -379,7 +420,6 @@ void GpuDevice::LoadLookup(const Lookup& lookup, Workspace* memory) {
     engine_->CopyIn(at, from, n * sizeof(uint32_t));
     return std::exchange(at, at + n);
   };
-  to->lookup = lookup;
   to->lookup.index = put(lookup.index, places);
   to->lookup.starts = put(lookup.starts, lookup.keys + 1);
   to->lookup.places = put(lookup.places, taken);
@@ -424,7 +464,7 @@ void GpuDevice::LookupBackward(Tensor* dx, Workspace* lookup, float* gradients) 
 
 absl::StatusOr<std::unique_ptr<Device>> CreateGpuDevice(std::shared_ptr<Gpu> gpu,
                                                         const GpuDeviceOptions& options) {
-  absl::StatusOr<PinnedMemory> sums = PinnedMemory::Create(gpu.get(), sizeof(NllSums));
+  absl::StatusOr<PinnedMemory> sums = PinnedMemory::Create(gpu.get(), kMostSums * sizeof(NllSums));
   if (!sums.ok()) return sums.status();
   absl::StatusOr<std::unique_ptr<GpuEngine>> engine = GpuEngine::Create(gpu, options.math);
   if (!engine.ok()) return engine.status();

@@ -42,7 +42,7 @@ void GpuEngine::Order(GpuStream* earlier, GpuEvent* event, GpuStream* later) {
 void GpuEngine::BeginStep() {
   ++step_;
   Order(compute_.get(), computed_.get(), in_.get());
-  Order(out_.get(), copied_out_.get(), compute_.get());
+  HoldOperations();
 }
 
 void GpuEngine::CopyIn(void* device, const void* host, size_t bytes) {

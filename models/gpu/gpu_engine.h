@@ -61,6 +61,8 @@ class GpuEngine {
   void CopyIn(void* device, const void* host, size_t bytes);
   // Of what operations so far have written.
   void CopyOut(void* host, const void* device, size_t bytes);
+  // Operations that follow wait for the copies out so far.
+  void HoldOperations() { Order(out_.get(), copied_out_.get(), compute_.get()); }
 
   Mark MarkHere();
   bool Reached(Mark mark);

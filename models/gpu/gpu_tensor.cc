@@ -58,6 +58,12 @@ const uint16_t* GpuTensor::Halves(GpuEngine* engine) {
   return halves_.halves();
 }
 
+void WeightForms::Forget(const float* weights, uint64_t n) {
+  for (auto& [at, form] : forms_) {
+    if (at >= weights && at < weights + n) form.step = kNever;
+  }
+}
+
 WeightForms::Form* WeightForms::Find(GpuEngine* engine, const float* weights, size_t bytes,
                                      bool* stale) {
   Form& form = forms_[weights];

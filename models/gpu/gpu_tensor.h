@@ -55,6 +55,8 @@ class GpuWorkspace final : public Workspace {
 // Weights in the form that products read them in, made once a step.
 class WeightForms {
  public:
+  // Other weights come to lie there: within a step, too, if memory was freed and taken again.
+  void Forget(const float* weights, uint64_t n);
   // [out, in], rounded.
   const uint16_t* Halves(GpuEngine* engine, const float* weights, uint64_t n);
   // A convolution's, as rows of the unfolded input, rounded for BF16.
@@ -62,8 +64,9 @@ class WeightForms {
                    uint32_t taps);
 
  private:
+  static constexpr uint64_t kNever = ~uint64_t{0};
   struct Form {
-    uint64_t step = 0;
+    uint64_t step = kNever;
     DeviceMemory memory;
   };
   // Its memory, and whether it has to be made.

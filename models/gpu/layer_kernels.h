@@ -242,8 +242,9 @@ struct LogSoftmaxKernel : RowKernel {
     }
     float sum = 0;
     for (uint32_t l = 0; l < kLanes; ++l) sum += shared.sum[group + l];
-    const float shift = largest + logf(sum);
-    for (uint32_t j = lane; j < n; j += kLanes) y[row * n + j] = in[j] - shift;
+    // Not largest + shift first, which would round to the precision of scores far from zero.
+    const float shift = logf(sum);
+    for (uint32_t j = lane; j < n; j += kLanes) y[row * n + j] = in[j] - largest - shift;
   }
 };
 

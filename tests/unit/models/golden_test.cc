@@ -123,17 +123,19 @@ class Operation {
     if (case_.name == "linear") {
       SetOutput({case_.key("out"), 1, 1});
       MakeParameters(case_.key("out"), in.size());
-      device_.LinearForward(x_.get(), weight_.data(), bias_.data(), false, y_.get());
-      device_.LinearBackwardWeights(x_.get(), dy_.get(), dweight_.data(), dbias_.data());
-      device_.LinearBackwardData(dy_.get(), weight_.data(), dx_.get());
+      device_.LinearForward(x_.get(), weight_.loaded, bias_.loaded, false, y_.get());
+      device_.LinearBackwardWeights(x_.get(), dy_.get(), weight_.made, bias_.made);
+      device_.LinearBackwardData(dy_.get(), weight_.loaded, dx_.get());
+      StoreGradients();
     } else if (case_.name == "conv2d") {
       const Conv2dGeometry g{case_.key("kernel"), case_.key("padding")};
       const uint32_t grow = 2 * g.padding + 1 - g.kernel;
       SetOutput({case_.key("out"), in.height + grow, in.width + grow});
       MakeParameters(case_.key("out"), uint64_t{in.channels} * g.kernel * g.kernel);
-      device_.Conv2dForward(x_.get(), g, weight_.data(), bias_.data(), false, y_.get());
-      device_.Conv2dBackwardWeights(x_.get(), dy_.get(), g, dweight_.data(), dbias_.data());
-      device_.Conv2dBackwardData(dy_.get(), g, weight_.data(), dx_.get());
+      device_.Conv2dForward(x_.get(), g, weight_.loaded, bias_.loaded, false, y_.get());
+      device_.Conv2dBackwardWeights(x_.get(), dy_.get(), g, weight_.made, bias_.made);
+      device_.Conv2dBackwardData(dy_.get(), g, weight_.loaded, dx_.get());
+      StoreGradients();
     } else if (case_.name == "max_pool2d") {
       const uint32_t kernel = case_.key("kernel");
       SetOutput({in.channels, in.height / kernel, in.width / kernel});
@@ -148,32 +150,57 @@ class Operation {
       ASSERT_EQ(case_.name, "log_softmax");
       SetOutput(in);
       const std::vector<int32_t> labels = PatternLabels(case_.rows(), in.channels);
+      const std::unique_ptr<Workspace> memory = device_.NewWorkspace();
+      const int32_t* loaded = device_.LoadLabels(labels.data(), case_.rows(), memory.get());
       device_.LogSoftmaxForward(x_.get(), y_.get());
-      device_.NllLogSoftmaxBackward(y_.get(), labels.data(), dx_.get());
+      device_.NllLogSoftmaxBackward(y_.get(), loaded, dx_.get());
+      ASSERT_TRUE(device_.Sync().ok());  // before they go
     }
     ASSERT_TRUE(device_.Sync().ok());
   }
 
   void Check(const GoldenTensor& want) {
-    if (want.name == "dweight") return ExpectTensor(want, dweight_.data(), dweight_.size());
-    if (want.name == "dbias") return ExpectTensor(want, dbias_.data(), dbias_.size());
+    for (const Parameters* of : {&weight_, &bias_}) {
+      if (want.name != of->gradient_name) continue;
+      return ExpectTensor(want, of->gradient.data(), of->gradient.size());
+    }
     Tensor* tensor = want.name == "y" ? y_.get() : dx_.get();
     std::vector<float> plain(tensor->elements());
     device_.Download(tensor, plain.data());
+    ASSERT_TRUE(device_.Sync().ok());
     ExpectTensor(want, plain.data(), plain.size());
   }
 
  private:
+  struct Parameters {
+    const char* gradient_name;
+    std::vector<float> values = {}, gradient = {};
+    std::unique_ptr<Workspace> memory = nullptr, gradient_memory = nullptr;
+    const float* loaded = nullptr;
+    float* made = nullptr;
+  };
+  void Make(uint32_t stream, uint64_t n, Parameters* p) {
+    p->values = Pattern(stream, n, 0.5);
+    p->gradient.assign(n, std::nanf(""));
+    p->memory = device_.NewWorkspace(), p->gradient_memory = device_.NewWorkspace();
+    p->loaded = device_.LoadParameters(p->values.data(), MemoryKind::kHost, n, p->memory.get());
+    p->made = device_.PrepareGradients(p->gradient.data(), MemoryKind::kHost, n,
+                                       p->gradient_memory.get());
+  }
   void MakeParameters(uint64_t out, uint64_t in) {
-    weight_ = Pattern(10, out * in, 0.5);
-    bias_ = Pattern(11, out, 0.5);
-    dweight_.assign(out * in, std::nanf(""));
-    dbias_.assign(out, std::nanf(""));
+    Make(10, out * in, &weight_);
+    Make(11, out, &bias_);
+  }
+  void StoreGradients() {
+    for (Parameters* p : {&weight_, &bias_}) {
+      device_.StoreGradients(p->made, p->gradient.size(), p->gradient.data());
+    }
   }
 
   Device& device_;
   const GoldenCase& case_;
-  std::vector<float> input_, output_gradient_, weight_, bias_, dweight_, dbias_;
+  std::vector<float> input_, output_gradient_;
+  Parameters weight_{"dweight"}, bias_{"dbias"};
   std::unique_ptr<Tensor> x_, y_, dy_, dx_;
 };
 

@@ -95,8 +95,11 @@ def spread(values):
 def local_steps(args):
     """Milliseconds of the step without a server, with the whole batch and with one sample."""
     if args.local:
-        with open(args.local, encoding="utf-8") as file:
-            result = json.load(file)
+        try:
+            with open(args.local, encoding="utf-8") as file:
+                result = json.load(file)
+        except (OSError, ValueError) as error:
+            raise harness.BenchmarkError(f"--local {args.local}: {error}") from error
     else:
         say("mlp_4096: the step without a server")
         command = [os.path.join(args.bin, "gpu_bench"), "--quick"]

@@ -112,7 +112,7 @@ class Device {
   // tensor or workspace that they fill must not have been used since.
   virtual void BeginStep() = 0;
 
-  // Empty objects; they must not outlive the device.
+  // Empty objects. They must outlive what is enqueued with them, and not the device.
   virtual std::unique_ptr<Tensor> NewTensor() = 0;
   virtual std::unique_ptr<Workspace> NewWorkspace() = 0;
 

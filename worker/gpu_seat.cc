@@ -8,6 +8,7 @@
 #include "models/cpu/cpu_device.h"
 #include "models/gpu/gpu_device.h"
 #include "ps/gpu/cuda_gpu.h"
+#include "ps/gpu/gpu_mover.h"
 #include "ps/gpu/simulated_gpu.h"
 
 namespace parley {
@@ -33,7 +34,8 @@ absl::StatusOr<std::unique_ptr<Device>> GpuSeat::MakeDevice(const pb::Experiment
     if (!status.ok()) return status;
   }
   if (gpu_ != nullptr) {
-    return CreateGpuDevice(gpu_, {.math = MathOf(experiment.compute().gpu_math())});
+    return CreateGpuDevice(gpu_, {.math = MathOf(experiment.compute().gpu_math()),
+                                  .graphs = experiment.compute().gpu_graphs()});
   }
   return CreateCpuDevice({.threads = experiment.cluster().compute_threads()});
 }
@@ -88,6 +90,12 @@ absl::Status GpuSeat::Open(const std::function<absl::StatusOr<std::unique_ptr<Gp
   absl::StatusOr<std::shared_ptr<Gpu>> gpu = memory_->Open(make);
   if (gpu.ok()) gpu_ = *std::move(gpu);
   return gpu.status();
+}
+
+absl::StatusOr<std::unique_ptr<PayloadMover>> GpuSeat::MakeMover() {
+  absl::StatusOr<std::unique_ptr<GpuStream>> stream = gpu_->NewStream();
+  if (!stream.ok()) return stream.status();
+  return std::make_unique<GpuMover>(memory_->arenas(), *std::move(stream));
 }
 
 // What cannot be pinned is copied more slowly, and nothing else. The arenas may outlive the seat.

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "models/device.h"
 #include "proto/experiment.pb.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/shared_arenas.h"
 #include "ps/gpu/device_arenas.h"
 #include "ps/gpu/gpu.h"
@@ -46,6 +47,9 @@ class GpuSeat {
     const bool on_gpu = gpu_ != nullptr && config.placement() == pb::Compute::GPU;
     return on_gpu ? memory_->pool() : nullptr;
   }
+
+  // Moves payload to and from the device memory of parameter_pool. After MakeDevice.
+  absl::StatusOr<std::unique_ptr<PayloadMover>> MakeMover();
 
   // What the log should say beside the device's description: why it is the CPU, who else is on the
   // GPU, that memory could not be pinned. May be empty.

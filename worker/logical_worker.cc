@@ -1,6 +1,7 @@
 #include "worker/logical_worker.h"
 
 #include <algorithm>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -37,8 +38,13 @@ void LogicalWorker::Train(std::shared_ptr<Workload> workload) {
     absl::StrAppend(&line, ", nothing for the steps below ", hosted_.skip_below);
   }
   member_->Log(line);
-  trainer_ = std::make_unique<Trainer>(env_, hosted_.client, std::move(workload),
-                                       std::move(options), std::move(handlers));
+  try {
+    trainer_ = std::make_unique<Trainer>(env_, hosted_.client, std::move(workload),
+                                         std::move(options), std::move(handlers));
+  } catch (const std::bad_alloc&) {
+    member_->Fail(absl::ResourceExhaustedError("no memory for the weights of the dense table"));
+    return;
+  }
   trainer_->Start();
 }
 

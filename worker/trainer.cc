@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <new>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -245,13 +246,19 @@ void Trainer::PushNothing() {
 void Trainer::MaybeCompute() {
   if (phase_ != Phase::kTraining || running_ || reading_ || tick_ >= epoch_end_) return;
   if (rows_ == 0 || !rows_pulled_) return;
-  if (!prepared_ && ready_.count() > 0) PrepareStep();
+  if (!prepared_ && ready_.count() > 0 && !PrepareStep()) return;
   if (!prepared_ || job_->finished() || ready_.count() <= job_->forward_done()) return;
   StartRun();
 }
 
-void Trainer::PrepareStep() {
-  gradients_ = parameter_pool_->Allocate(dense_->layout().elements() * sizeof(float));
+// False: there is no memory for it, and the trainer has failed.
+bool Trainer::PrepareStep() {
+  try {
+    gradients_ = parameter_pool_->Allocate(dense_->layout().elements() * sizeof(float));
+  } catch (const std::bad_alloc&) {
+    Fail(absl::ResourceExhaustedError("no memory for the gradients of the dense table"));
+    return false;
+  }
   job_->Prepare({.tick = tick_,
                  .position = PositionOf(tick_),
                  .next = sparse_ == nullptr ? NextPosition() : std::nullopt,
@@ -261,6 +268,7 @@ void Trainer::PrepareStep() {
                  .row_gradients = row_gradients_});
   job_->SetReady(ready_.count());
   prepared_ = true;
+  return true;
 }
 
 void Trainer::StartRun() {

@@ -107,7 +107,7 @@ class Trainer {
   void OnArrived(uint64_t tick, absl::Span<const uint32_t> partitions);
   void OnPulled(uint64_t tick, const PullResult& result);
   void MaybeCompute();
-  void PrepareStep();
+  bool PrepareStep();
   void StartRun();
   void OnBackward(size_t stage);
   void MaybeEndTick();

@@ -19,7 +19,7 @@ class WorkerNode::Impl {
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
       : env_(env),
         pool_(options.pool),
-        gpu_(options.gpu),
+        gpu_(options.gpu != nullptr ? options.gpu : &own_gpu_),
         probe_(options.probe),
         member_(env, transport, MemberOptions(std::move(options)),
                 MemberHandlers(std::move(done))) {}
@@ -86,6 +86,14 @@ class WorkerNode::Impl {
     data_ = std::make_shared<const Workload::Data>(workload->data);
     model_table_ = ModelTable(experiment, *workload->model);
     dim_ = workload->embedding.has_value() ? workload->embedding->dim() : 0;
+    if (workload->device_pool != nullptr) {
+      absl::StatusOr<std::unique_ptr<PayloadMover>> mover = gpu_->MakeMover();
+      if (!mover.ok()) {
+        Fail(mover.status());
+        return;
+      }
+      mover_ = *std::move(mover);
+    }
     pb::Register registration;
     *registration.add_table() = model_table_;
     if (dim_ > 0) *registration.add_table() = EmbeddingTable(experiment);
@@ -106,7 +114,8 @@ class WorkerNode::Impl {
                                         cluster.node_timeout_ms() + cluster.scheduler_timeout_ms()),
                      {.max_request_bytes = uint64_t{cluster.max_request_kib()} * 1024,
                       .progress_timeout = absl::Milliseconds(cluster.progress_timeout_ms()),
-                      .pool = pool_},
+                      .pool = pool_,
+                      .mover = mover_.get()},
                      {.begin = [this](const JobMember::Hosted& hosted) { return Begin(hosted); },
                       .drop = [this](uint32_t rank) { Drop(rank); }});
   }
@@ -175,7 +184,9 @@ class WorkerNode::Impl {
 
   Env* const env_;
   BufferPool* const pool_;
+  GpuSeat own_gpu_;
   GpuSeat* const gpu_;
+  std::unique_ptr<PayloadMover> mover_;  // to device memory, where tables are there
   WorkerProbe* const probe_;
   JobMember member_;  // owns the clients that the workers use
   // Of what was loaded; set with loaded_.

@@ -39,8 +39,8 @@ class WorkerNode {
     // Where gradients, weights and messages are made; null: a pool of its own. Memory that the
     // transport can share travels without a copy. Must outlive this.
     BufferPool* pool = nullptr;
-    GpuSeat* gpu = nullptr;        // null: one for each workload. Must outlive this
-    WorkerProbe* probe = nullptr;  // may be null. Must outlive this
+    GpuSeat* gpu = nullptr;                            // null: one of its own. Must outlive this
+    WorkerProbe* probe = nullptr;                      // may be null. Must outlive this
     absl::AnyInvocable<void(const std::string&)> log;  // one line for the log; empty = silent
   };
 

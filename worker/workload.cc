@@ -35,7 +35,7 @@ absl::StatusOr<std::unique_ptr<Workload>> BuildWorkload(const pb::Experiment& ex
   if (!device.ok()) return In("device", device.status());
   workload->device = *std::move(device);
   workload->device_note = seat->note();
-  workload->device_pool = seat->parameter_pool(experiment.compute());
+  if (seat != &own) workload->device_pool = seat->parameter_pool(experiment.compute());
 
   const Dataset& train = *workload->data.train;
   SampleShape input = train.shape();
@@ -65,6 +65,9 @@ pb::TableSpec ModelTable(const pb::Experiment& experiment, const Model& model) {
   table.set_partition_elements(uint64_t{experiment.cluster().partition_kib()} * 1024 /
                                sizeof(float));
   *table.mutable_optimizer() = experiment.optimizer();
+  if (experiment.compute().placement() == pb::Compute::GPU) {
+    *table.mutable_compute() = experiment.compute();
+  }
   if (experiment.has_compression()) *table.mutable_compression() = experiment.compression();
   return table;
 }

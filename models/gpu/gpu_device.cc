@@ -466,7 +466,8 @@ absl::StatusOr<std::unique_ptr<Device>> CreateGpuDevice(std::shared_ptr<Gpu> gpu
                                                         const GpuDeviceOptions& options) {
   absl::StatusOr<PinnedMemory> sums = PinnedMemory::Create(gpu.get(), kMostSums * sizeof(NllSums));
   if (!sums.ok()) return sums.status();
-  absl::StatusOr<std::unique_ptr<GpuEngine>> engine = GpuEngine::Create(gpu, options.math);
+  absl::StatusOr<std::unique_ptr<GpuEngine>> engine =
+      GpuEngine::Create(gpu, options.math, options.graphs);
   if (!engine.ok()) return engine.status();
   return std::make_unique<GpuDevice>(*std::move(engine), *std::move(sums), options.column_bytes);
 }

@@ -21,6 +21,8 @@ struct GpuDeviceOptions {
   GemmMath math = GemmMath::kTf32;
   // Bound of the scratch memory of convolutions; part of what decides the bits.
   size_t column_bytes = size_t{256} << 20;
+  // Launch what is the same step for step as CUDA graphs; changes no bit.
+  bool graphs = false;
 };
 
 absl::StatusOr<std::unique_ptr<Device>> CreateGpuDevice(std::shared_ptr<Gpu> gpu,

@@ -5,8 +5,8 @@
 namespace parley {
 
 absl::StatusOr<std::unique_ptr<GpuEngine>> GpuEngine::Create(std::shared_ptr<Gpu> gpu,
-                                                             GemmMath math) {
-  std::unique_ptr<GpuEngine> engine(new GpuEngine(std::move(gpu), math));
+                                                             GemmMath math, bool graphs) {
+  std::unique_ptr<GpuEngine> engine(new GpuEngine(std::move(gpu), math, graphs));
   if (absl::Status status = engine->Init(); !status.ok()) return status;
   return engine;
 }
@@ -27,6 +27,7 @@ absl::Status GpuEngine::Init() {
 
 bool GpuEngine::Reserve(DeviceMemory* memory, size_t bytes, const char* what) {
   if (!ok()) return false;
+  if (bytes > memory->size()) Flush();  // what is held back may mean the memory that goes
   absl::Status status = memory->Reserve(gpu_.get(), bytes);
   if (!status.ok()) {
     Note(absl::Status(status.code(), absl::StrCat(what, ": ", status.message())));
@@ -34,13 +35,48 @@ bool GpuEngine::Reserve(DeviceMemory* memory, size_t bytes, const char* what) {
   return status.ok();
 }
 
+void GpuEngine::Enqueue(const GpuKernel& kernel, uint32_t blocks, const void* args,
+                        size_t args_bytes) {
+  if (!ok()) return;
+  if (!graphs_) {
+    Note(compute_->LaunchErased(kernel, blocks, args, args_bytes));
+    return;
+  }
+  const auto* begin = static_cast<const std::byte*>(args);
+  GpuOperation operation;
+  operation.kernel = &kernel;
+  operation.blocks = blocks;
+  operation.args.assign(begin, begin + args_bytes);
+  held_back_.push_back(std::move(operation));
+}
+
+void GpuEngine::Gemm(const GemmCall& call) {
+  if (!ok()) return;
+  if (!graphs_) {
+    Note(compute_->Gemm(call));
+    return;
+  }
+  GpuOperation operation;
+  operation.gemm = call;
+  held_back_.push_back(std::move(operation));
+}
+
+void GpuEngine::Flush() {
+  if (held_back_.empty()) return;
+  if (ok()) Note(graph_cache_.Enqueue(std::exchange(held_back_, {}), compute_.get()));
+  held_back_.clear();
+}
+
 void GpuEngine::Order(GpuStream* earlier, GpuEvent* event, GpuStream* later) {
+  Flush();
   if (ok()) Note(earlier->Record(event));
   if (ok()) Note(later->WaitFor(*event));
 }
 
 void GpuEngine::BeginStep() {
   ++step_;
+  Flush();
+  graph_cache_.BeginStep();
   Order(compute_.get(), computed_.get(), in_.get());
   HoldOperations();
 }
@@ -98,6 +134,7 @@ void GpuEngine::Await(Mark mark) {
 }
 
 void GpuEngine::SyncAll() {
+  Flush();
   for (GpuStream* stream : {in_.get(), compute_.get(), out_.get()}) Note(stream->Sync());
   for (Pending& pending : pending_) free_events_.push_back(std::move(pending.event));
   pending_.clear();

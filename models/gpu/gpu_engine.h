@@ -5,6 +5,9 @@
 // each other. Operations wait for the copies that came before them; copies back wait for the
 // operations before them; copies to the device wait only for what BeginStep says.
 //
+// With graphs, operations are held back until another stream has to do with them, and then enqueued
+// as one graph if they are what they were in the step before (graph_cache.h).
+//
 // After a failure nothing is enqueued until TakeStatus. Thread-safety: as Device.
 #ifndef PARLEY_MODELS_GPU_GPU_ENGINE_H_
 #define PARLEY_MODELS_GPU_GPU_ENGINE_H_
@@ -18,6 +21,7 @@
 
 #include "absl/status/statusor.h"
 #include "models/device.h"
+#include "models/gpu/graph_cache.h"
 #include "ps/gpu/gpu.h"
 #include "ps/gpu/gpu_memory.h"
 
@@ -25,7 +29,8 @@ namespace parley {
 
 class GpuEngine {
  public:
-  static absl::StatusOr<std::unique_ptr<GpuEngine>> Create(std::shared_ptr<Gpu> gpu, GemmMath math);
+  static absl::StatusOr<std::unique_ptr<GpuEngine>> Create(std::shared_ptr<Gpu> gpu, GemmMath math,
+                                                           bool graphs);
 
   Gpu* gpu() const { return gpu_.get(); }
   GemmMath math() const { return math_; }
@@ -42,18 +47,13 @@ class GpuEngine {
   // Operations, on the compute stream.
   template <typename Kernel>
   void Launch(const Kernel& kernel, uint32_t blocks) {
-    if (ok()) Note(compute_->Launch(kernel, blocks));
+    Enqueue(GpuKernelOf<Kernel>::kKernel, blocks, &kernel, sizeof(kernel));
   }
   template <typename Kernel>
   void LaunchOver(const Kernel& kernel, uint64_t n) {
     if (n > 0) Launch(kernel, BlocksFor<Kernel>(n));
   }
-  void Gemm(const GemmCall& call) {
-    if (ok()) Note(compute_->Gemm(call));
-  }
-  void CopyWithin(void* to, const void* from, size_t bytes) {
-    if (ok()) Note(compute_->CopyWithin(to, from, bytes));
-  }
+  void Gemm(const GemmCall& call);
 
   void BeginStep();
   uint64_t step() const { return step_; }  // counts BeginStep
@@ -63,6 +63,8 @@ class GpuEngine {
   void CopyOut(void* host, const void* device, size_t bytes);
   // Operations that follow wait for the copies out so far.
   void HoldOperations() { Order(out_.get(), copied_out_.get(), compute_.get()); }
+
+  uint64_t graphs_launched() const { return graph_cache_.launched(); }
 
   Mark MarkHere();
   bool Reached(Mark mark);
@@ -76,16 +78,23 @@ class GpuEngine {
   DeviceMemory& partial() { return partial_; }  // sums of chunks
 
  private:
-  GpuEngine(std::shared_ptr<Gpu> gpu, GemmMath math) : gpu_(std::move(gpu)), math_(math) {}
+  GpuEngine(std::shared_ptr<Gpu> gpu, GemmMath math, bool graphs)
+      : gpu_(std::move(gpu)), math_(math), graphs_(graphs) {}
   absl::Status Init();
+  void Enqueue(const GpuKernel& kernel, uint32_t blocks, const void* args, size_t args_bytes);
+  // Enqueues what was held back.
+  void Flush();
   // `later` waits for all that `earlier` has now.
   void Order(GpuStream* earlier, GpuEvent* event, GpuStream* later);
 
   const std::shared_ptr<Gpu> gpu_;
   const GemmMath math_;
+  const bool graphs_;
   absl::Status status_;
   uint64_t step_ = 0;
 
+  std::vector<GpuOperation> held_back_;
+  GraphCache graph_cache_;
   DeviceMemory spare_, columns_, rows_, partial_;
   std::unique_ptr<GpuEvent> copied_in_, computed_, copied_out_;
   // Marks not awaited yet, and events for more.

@@ -47,6 +47,7 @@ struct GemmCall {
   const void* a = nullptr;  // float32, or bfloat16 for kBf16
   const void* b = nullptr;
   float* c = nullptr;
+  bool operator==(const GemmCall&) const = default;
 };
 
 struct GpuInfo {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "ps/table/gpu_place.h"
 
 namespace parley {
 
@@ -105,9 +106,9 @@ void CheckpointTask::Save(Item& item) {
       item.partition->MarkSaved();
       table.marked[index] = request_.step();
     }
-  } catch (const std::bad_alloc&) {
-    status_ = absl::ResourceExhaustedError(
-        absl::StrFormat("no memory to save table %d, partition %d", table.id(), index));
+  } catch (const std::bad_alloc& failure) {
+    status_ = StatusOf(
+        failure, absl::StrFormat("no memory to save table %d, partition %d", table.id(), index));
   }
 }
 

@@ -193,7 +193,9 @@ void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::
   info.inverse_weight = header.weight() > 0 ? 1 / header.weight() : 0;
   if (header.weight() > 0) {
     gradients_.clear();
-    if (!values.empty()) gradients_.push_back({KeyList(keys), values.floats()});
+    if (!values.empty()) {
+      gradients_.push_back({KeyList(keys), values.floats(), values.on_device()});
+    }
     UpdateWith(info);
   }
   PublishWithoutTick(header, part, info, {std::move(keys), std::move(values)});
@@ -263,7 +265,7 @@ void HostedPartition::CollectGradients(const CompleteStep& step) {
   gradients_.clear();
   for (const Contribution& c : step.contributions) {
     if (c.weight > 0 && !c.values.empty()) {
-      gradients_.push_back({KeyList(c.keys), c.values.floats()});
+      gradients_.push_back({KeyList(c.keys), c.values.floats(), c.values.on_device()});
     }
   }
 }

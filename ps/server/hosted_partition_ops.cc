@@ -92,7 +92,7 @@ SummedGradient HostedPartition::Together(const CompleteStep& step) {
   for (const Contribution& c : step.contributions) {
     if (c.weight > 0 && !c.values.empty()) {
       sum.keys = c.keys;
-      sum.values = c.values;
+      sum.values = values_->ToHost(c.values);
     }
   }
   return sum;

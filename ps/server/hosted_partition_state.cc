@@ -80,7 +80,8 @@ PartitionSnapshot HostedPartition::Save() {
       arrays->Add(HeldName(number, "keys"), "U64", {c.keys.size() / sizeof(uint64_t)}, c.keys);
     }
     if (!c.values.empty()) {
-      arrays->Add(HeldName(number, "values"), "F32", {c.values.num_floats()}, c.values);
+      arrays->Add(HeldName(number, "values"), "F32", {c.values.num_floats()},
+                  values_->ToHost(c.values));
     }
   }
   for (const Superseding& push : superseding_) {
@@ -107,7 +108,7 @@ PartitionSnapshot HostedPartition::Save() {
   state.set_duplicate(counts_.duplicate);
   state.set_superseded(counts_.superseded);
   state.set_samples(counts_.samples);
-  overwritten_.Save(&state, &snapshot.values);
+  overwritten_.Save(*values_, &state, &snapshot.values);
   if (published_) published_->Save(&state, &snapshot.values);
   snapshot.server_state = state.SerializeAsString();
   snapshot.digest = Digest();

@@ -53,6 +53,12 @@ absl::Status HostedTable::MakeCodecs() {
   absl::Status status = make(compression.push(), "push", &push_codec_);
   if (status.ok()) status = make(compression.pull(), "pull", &pull_codec_);
   if (!status.ok()) return status;
+  if (on_device() && (push_codec_ != nullptr || pull_codec_ != nullptr)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "table '%s': its placement is GPU, with codec '%s', which the CPU encodes; "
+        "allowed is none",
+        spec_.name(), (push_codec_ != nullptr ? push_codec_ : pull_codec_)->name()));
+  }
   // A change can only be sent to readers that all hold the same, which only BSP makes so; and of a
   // sparse table each reader holds other rows.
   if (pull_codec_ != nullptr && pull_codec_->keeps_residual() &&
@@ -68,8 +74,17 @@ absl::Status HostedTable::MakeCodecs() {
 
 absl::StatusOr<std::unique_ptr<HostedPartition>> HostedTable::Make(
     uint32_t index, const std::vector<uint32_t>& worker_incarnations) {
+  GpuPlace* place = nullptr;
+  if (on_device() && context_.place != nullptr) {
+    absl::StatusOr<GpuPlace*> found = context_.place(spec_.compute());
+    if (!found.ok()) {
+      return absl::Status(found.status().code(), absl::StrFormat("table '%s': %s", spec_.name(),
+                                                                 found.status().message()));
+    }
+    place = *found;
+  }
   absl::StatusOr<std::unique_ptr<TablePartition>> values =
-      TablePartition::Create(spec_, index, context_.pool);
+      TablePartition::Create(spec_, index, context_.pool, place);
   if (!values.ok()) return values.status();
   HostedPartition::Setup setup;
   setup.table = spec_.id();
@@ -139,6 +154,7 @@ std::string HostedTable::Describe() const {
   }
   if (push_codec_ != nullptr) absl::StrAppend(&text, ", pushes ", push_codec_->name());
   if (pull_codec_ != nullptr) absl::StrAppend(&text, ", pulls ", pull_codec_->name());
+  if (on_device()) absl::StrAppend(&text, ", on a GPU");
   return text;
 }
 

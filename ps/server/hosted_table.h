@@ -20,6 +20,7 @@
 #include "ps/server/hosted_partition.h"
 #include "ps/server/norm_exchange.h"
 #include "ps/server/server_probe.h"
+#include "ps/table/gpu_place.h"
 #include "ps/table/optimizer.h"
 
 namespace parley {
@@ -33,6 +34,7 @@ class HostedTable {
     // A worker that is lost is replaced: it may have to read again what was overwritten.
     bool replaces_workers = false;
     BufferPool* pool = nullptr;
+    GetGpuPlace place;             // null: there is none
     ServerProbe* probe = nullptr;  // may be null
     PushCounters* counters = nullptr;
   };
@@ -72,6 +74,8 @@ class HostedTable {
   BufferPool* pool() const { return context_.pool; }
   uint32_t id() const { return spec_.id(); }
   bool sparse() const { return spec_.has_sparse(); }
+  // Values may lie in a GPU's memory, and pushes bring them so.
+  bool on_device() const { return !sparse() && spec_.compute().placement() == pb::Compute::GPU; }
   bool clips() const { return clip_ != nullptr; }
   // Null: values travel as they are.
   const PayloadCodec* push_codec() const { return push_codec_.get(); }

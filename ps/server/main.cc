@@ -10,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "ps/config/flags.h"
+#include "ps/gpu/device_arenas.h"
 #include "ps/net/address.h"
 #include "ps/net/node_name.h"
 #include "ps/net/path_node.h"
@@ -81,7 +82,7 @@ struct Common {
 };
 
 absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
-                      const Common& common, LentMemory& memory) {
+                      const Common& common, GpuMemory& gpu, LentMemory& memory) {
   absl::StatusOr<std::string> bind = BindOfShard(flags, shard);
   if (!bind.ok()) return bind.status();
   PathTransport::Options transport;
@@ -104,6 +105,9 @@ absl::Status AddShard(NodeProcess& process, const Flags& flags, uint32_t shard,
                        options.spare = flags.spare;
                        options.join_timeout = absl::Seconds(flags.join_timeout);
                        options.pool = memory.pool();
+                       options.make_gpu_place = [&gpu](pb::Compute::Device device) {
+                         return MakeGpuPlace(&gpu, device);
+                       };
                        options.log = seat.log;
                        return NodeProcess::Hold(std::make_shared<ServerNode>(
                            seat.env, seat.transport, std::move(options), seat.done));
@@ -136,7 +140,9 @@ int Main(int argc, char** argv) {
               "connections that others may have to each shard")
       .Text("log", &flags.log, "FILE", "append the log here; else stderr");
   if (std::optional<int> code = set.ParseForMain(argc, argv)) return *code;
+  GpuMemory gpu;
   LentMemory memory;
+  memory.LendDevice(gpu.arenas(), gpu.arenas());
   absl::StatusOr<std::unique_ptr<NodeProcess>> process =
       NodeProcess::Create({.program = kProgram, .log_file = flags.log});
   if (!process.ok()) return NodeProcess::Complain(kProgram, process.status());
@@ -152,7 +158,7 @@ int Main(int argc, char** argv) {
                       .context = *context,
                       .keys = std::move(keys)};
   for (uint32_t shard = 0; shard < flags.shards; ++shard) {
-    absl::Status status = AddShard(**process, flags, shard, common, memory);
+    absl::Status status = AddShard(**process, flags, shard, common, gpu, memory);
     if (!status.ok()) return NodeProcess::Complain(kProgram, status);
   }
   return (*process)->Run();

@@ -56,12 +56,13 @@ Buffer OverwrittenValues::Read(KeyList keys, TablePartition* now) const {
   return answer;
 }
 
-void OverwrittenValues::Save(pb::HostedState* state, TableState* arrays) const {
+void OverwrittenValues::Save(const TablePartition& values, pb::HostedState* state,
+                             TableState* arrays) const {
   if (!tick_.has_value()) return;
   state->set_overwritten_tick(*tick_);
   state->set_overwritten_version(version_);
   if (!keys_.empty()) arrays->Add(kKeys, "U64", {KeyList(keys_).size()}, keys_);
-  if (!values_.empty()) arrays->Add(kValues, "F32", {values_.num_floats()}, values_);
+  if (!values_.empty()) arrays->Add(kValues, "F32", {values_.num_floats()}, values.ToHost(values_));
 }
 
 absl::Status OverwrittenValues::Load(const pb::HostedState& state, const TableState& arrays,

@@ -38,8 +38,8 @@ class OverwrittenValues {
   // TablePartition::version() before the step.
   uint64_t version() const { return version_; }
 
-  // As arrays named "server.overwritten...", and in `state`.
-  void Save(pb::HostedState* state, TableState* arrays) const;
+  // As arrays named "server.overwritten...", in host memory, and in `state`. `values`: as above.
+  void Save(const TablePartition& values, pb::HostedState* state, TableState* arrays) const;
   // kInvalidArgument: what was saved is not of such a partition.
   absl::Status Load(const pb::HostedState& state, const TableState& arrays,
                     const TablePartition& values);

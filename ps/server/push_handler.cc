@@ -42,6 +42,12 @@ absl::Status CheckPush(TableRequest* request, BufferPool* pool) {
     absl::Status status = request->partitions[i]->CheckPush(header, part, &verdict);
     if (!status.ok()) return status;
     if (verdict == ReplayGuard::Verdict::kDuplicate) continue;  // nobody looks at it again
+    if (request->payload[i].values.on_device() && !request->table->on_device()) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "push to table %d, partition %d: its values lie in a GPU's memory, allowed is that for "
+          "tables of placement GPU",
+          header.table(), part.partition()));
+    }
     status = MakeValues(header, part, codec, pool, &request->payload[i].values);
     if (!status.ok()) return status;
   }

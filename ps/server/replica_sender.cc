@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "ps/table/gpu_place.h"
 
 namespace parley {
 namespace {
@@ -109,8 +110,8 @@ void ReplicaSender::BeginSync() {
   has_turn_ = true;
   try {
     snapshot_.emplace(host_->Snapshot(table_, partition_));
-  } catch (const std::bad_alloc&) {
-    return OnRefused(absl::ResourceExhaustedError("there is no memory for it here"));
+  } catch (const std::bad_alloc& failure) {
+    return OnRefused(StatusOf(failure, "there is no memory for it here"));
   }
   snapshot_bytes_ = snapshot_->total_bytes();
   state_ = State::kSyncing;

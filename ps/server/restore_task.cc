@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_format.h"
 #include "ps/checkpoint/checkpoint_files.h"
+#include "ps/table/gpu_place.h"
 
 namespace parley {
 
@@ -81,8 +82,8 @@ void RestoreTask::OnRead() {
   if (status.ok()) {
     try {
       status = partition->LoadCheckpoint(std::move(reading_->saved.states), step_);
-    } catch (const std::bad_alloc&) {
-      status = absl::ResourceExhaustedError("no memory");
+    } catch (const std::bad_alloc& failure) {
+      status = StatusOf(failure, "no memory");
     }
     if (!status.ok()) {
       status = absl::Status(status.code(), absl::StrFormat("%s: table %d, partition %d: %s",

@@ -3,6 +3,7 @@
 #include <map>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "ps/server/server_node_impl.h"
 
@@ -73,11 +74,24 @@ absl::Status ServerNode::Impl::Begin(const pb::Assignment& assignment) {
   context.check_every = experiment_.cluster().replica_check_steps();
   context.replaces_workers = experiment_.cluster().worker_loss() == pb::Cluster::REPLACE;
   context.pool = pool_;
+  context.place = [this](const pb::Compute& compute) { return PlaceFor(compute); };
   context.probe = options_.probe;
   context.counters = &counters_;
   absl::Status status = roles_.Begin(assignment, context);
   if (status.ok()) status = ConnectShards(assignment);
   return status;
+}
+
+absl::StatusOr<GpuPlace*> ServerNode::Impl::PlaceFor(const pb::Compute& compute) {
+  if (gpu_place_ != nullptr) return gpu_place_.get();
+  if (options_.make_gpu_place == nullptr) {
+    return absl::FailedPreconditionError("this server keeps no tables on a GPU");
+  }
+  absl::StatusOr<std::unique_ptr<GpuPlace>> place = options_.make_gpu_place(compute.device());
+  if (!place.ok()) return place.status();
+  gpu_place_ = *std::move(place);
+  Log(absl::StrCat("tables on ", ToString(gpu_place_->gpu->info())));
+  return gpu_place_.get();
 }
 
 void ServerNode::Impl::Restore(const pb::Assignment& assignment) {

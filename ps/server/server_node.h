@@ -11,6 +11,7 @@
 #define PARLEY_PS_SERVER_SERVER_NODE_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +25,7 @@
 #include "ps/net/transport.h"
 #include "ps/server/key_cache.h"
 #include "ps/server/server_probe.h"
+#include "ps/table/gpu_place.h"
 
 namespace parley {
 
@@ -41,6 +43,9 @@ class ServerNode {
     // Where weights and answers are made, so that a transport may lend them out without a copy;
     // outlives the node. Null: a pool of its own.
     BufferPool* pool = nullptr;
+    // Makes the place for tables on a GPU, once, when the first of them is assigned. Null: such
+    // tables are refused.
+    std::function<absl::StatusOr<std::unique_ptr<GpuPlace>>(pb::Compute::Device)> make_gpu_place;
     // Remembered of each worker's lists of keys. Less makes workers send them again more often.
     size_t key_cache_bytes = KeyCache::kMaxBytes;
     // Where checkpoints are; outlives the Env. Null: FileSystem::Posix().

@@ -3,6 +3,7 @@
 #ifndef PARLEY_PS_SERVER_SERVER_NODE_IMPL_H_
 #define PARLEY_PS_SERVER_SERVER_NODE_IMPL_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -24,6 +25,7 @@
 #include "ps/server/row_counter.h"
 #include "ps/server/server_node.h"
 #include "ps/server/table_request.h"
+#include "ps/table/gpu_place.h"
 
 namespace parley {
 
@@ -59,6 +61,13 @@ class ServerNode::Impl {
   void Handle(pb::Kind kind, Handler handler) {
     rpc_.Handle(kind, [this, kind, handler](NodeId from, Frame frame) {
       const uint32_t table = frame.header.table();
+      if (kind != pb::PUSH && kind != pb::PUSH_PULL && OnDevice(frame)) {
+        return rpc_.ReplyError(
+            from, frame.header,
+            absl::InvalidArgumentError(absl::StrFormat(
+                "the payload of a %s lies in a GPU's memory, allowed is that for pushes",
+                pb::Kind_Name(kind))));
+      }
       OrEnd(kind, table, [&] { handler(from, std::move(frame)); });
     });
   }
@@ -72,15 +81,23 @@ class ServerNode::Impl {
     inside_ = true;
     try {
       work();
-    } catch (const std::bad_alloc&) {
+    } catch (const std::bad_alloc& failure) {
       out_of_memory_ = true;
-      link_.Fail(absl::ResourceExhaustedError(
-          absl::StrFormat("out of memory in a %s about table %d; an update may be half applied, so "
-                          "this shard ends",
-                          pb::Kind_Name(kind), table)));
+      const absl::Status status = StatusOf(failure, "out of memory");
+      link_.Fail(absl::Status(status.code(),
+                              absl::StrFormat("%s in a %s about table %d; an update may be half "
+                                              "applied, so this shard ends",
+                                              status.message(), pb::Kind_Name(kind), table)));
     }
     inside_ = false;
   }
+
+  static bool OnDevice(const Frame& frame) {
+    return std::any_of(frame.payload.begin(), frame.payload.end(),
+                       [](const Buffer& buffer) { return buffer.on_device(); });
+  }
+  // Where this shard's tables on a GPU are; makes it when the first of them comes.
+  absl::StatusOr<GpuPlace*> PlaceFor(const pb::Compute& compute);
 
   // What the members tell this.
   SchedulerLink::Options LinkOptions();
@@ -148,7 +165,8 @@ class ServerNode::Impl {
   BufferPool own_pool_;
   BufferPool* const pool_;
   FileSystem* const files_;
-  std::vector<Worker> workers_;  // by rank
+  std::unique_ptr<GpuPlace> gpu_place_;  // null: none so far; outlives the partitions
+  std::vector<Worker> workers_;          // by rank
   PushCounters counters_;
   bool inside_ = false;         // OrEnd
   bool out_of_memory_ = false;  // ending; the partitions are not to be used

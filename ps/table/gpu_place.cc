@@ -29,6 +29,13 @@ absl::StatusOr<std::unique_ptr<Gpu>> CreateGpuFor(pb::Compute::Device device) {
                    gpu.status().message(), "; allowed: placement HOST, or device CUDA_SIMULATED"));
 }
 
+absl::Status StatusOf(const std::bad_alloc& failure, const std::string& no_memory) {
+  if (dynamic_cast<const DeviceFailure*>(&failure) == nullptr) {
+    return absl::ResourceExhaustedError(no_memory);
+  }
+  return absl::UnavailableError(failure.what());
+}
+
 absl::StatusOr<std::unique_ptr<GpuPlace>> MakeGpuPlace(GpuMemory* memory,
                                                        pb::Compute::Device device) {
   absl::StatusOr<std::shared_ptr<Gpu>> gpu =

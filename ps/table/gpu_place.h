@@ -48,6 +48,10 @@ class DeviceFailure : public std::bad_alloc {
   std::string text_;
 };
 
+// kUnavailable with what the GPU said, if it is a DeviceFailure; else kResourceExhausted:
+// `no_memory`.
+absl::Status StatusOf(const std::bad_alloc& failure, const std::string& no_memory);
+
 // Throws DeviceFailure unless it is OK.
 inline void ThrowUnlessOk(const absl::Status& status) {
   if (!status.ok()) throw DeviceFailure(status);

@@ -111,12 +111,11 @@ absl::StatusOr<std::unique_ptr<TablePartition>> TablePartition::Create(const pb:
                                                                        GpuPlace* place) {
   try {
     return Make(table, index, pool, place);
-  } catch (const DeviceFailure& failure) {
-    return absl::UnavailableError(
-        absl::StrFormat("table '%s', partition %d: %s", table.name(), index, failure.what()));
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("table '%s': no memory for partition %d", table.name(), index));
+  } catch (const std::bad_alloc& failure) {
+    const absl::Status status =
+        StatusOf(failure, absl::StrFormat("no memory for partition %d", index));
+    return absl::Status(status.code(),
+                        absl::StrFormat("table '%s': %s", table.name(), status.message()));
   }
 }
 

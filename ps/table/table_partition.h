@@ -2,8 +2,9 @@
 // what the server does with complete gradients and allowed reads.
 //
 // Owned by one loop; not thread-safe (the Buffers that Read returns are). What is no error of its
-// caller's is an exception: std::bad_alloc, out of Apply, EndStep and Load, leaves a partition that
-// nobody may use any more, out of what only reads one that is as it was.
+// caller's is an exception: std::bad_alloc (or DeviceFailure, which is one), out of Apply, EndStep
+// and Load, leaves a partition that nobody may use any more, out of what only reads one that is as
+// it was.
 #ifndef PARLEY_PS_TABLE_TABLE_PARTITION_H_
 #define PARLEY_PS_TABLE_TABLE_PARTITION_H_
 

@@ -3,8 +3,10 @@
 #ifndef PARLEY_TESTS_CONFORMANCE_DEVICE_REFERENCE_H_
 #define PARLEY_TESTS_CONFORMANCE_DEVICE_REFERENCE_H_
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "models/device.h"
@@ -124,7 +126,8 @@ inline std::vector<size_t> MaxPlaces(const Doubles& x, SampleShape in, uint64_t 
         }
       }
       places.push_back(best);
-      if (margin != nullptr) *margin = std::min(*margin, largest - second);
+      // Equal ones are what a ReLU made zero: whoever wins has no gradient.
+      if (margin != nullptr && largest != second) *margin = std::min(*margin, largest - second);
     }
   }
   return places;

@@ -27,7 +27,7 @@ GRAPH = {
     "ps/net": {"ps/wire", "ps/base", "proto"},
     "ps/table": {"ps/gpu", "ps/base", "proto"},
     "ps/sync": {"ps/base", "proto"},
-    "ps/server": {"ps/checkpoint", "ps/table", "ps/sync", "ps/codec", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
+    "ps/server": {"ps/checkpoint", "ps/table", "ps/gpu", "ps/sync", "ps/codec", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
     "scheduler/report": {"ps/base", "proto"},
     "scheduler": {"ps/checkpoint", "scheduler/report", "ps/net", "ps/wire", "ps/config", "ps/base", "proto"},
     "models": {"ps/gpu", "ps/base", "proto"},

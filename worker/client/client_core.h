@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "ps/base/buffer.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/env.h"
 #include "worker/client/known_lists.h"
 #include "worker/client/ps_client.h"
@@ -20,8 +21,9 @@ struct ClientCore {
   Env* env = nullptr;
   ShardQueues* queues = nullptr;
   BufferPool* pool = nullptr;
-  uint64_t epoch = 0;            // of the partition map
-  std::vector<uint32_t> shards;  // that it names: their numbers in the queues
+  PayloadMover* mover = nullptr;  // null: parameters lie in host memory
+  uint64_t epoch = 0;             // of the partition map
+  std::vector<uint32_t> shards;   // that it names: their numbers in the queues
   uint64_t max_request_bytes = 0;
   uint64_t max_part_bytes = 0;
   std::vector<KnownLists> known;  // by shard; empty for those that are not in the map

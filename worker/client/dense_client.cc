@@ -225,8 +225,10 @@ absl::StatusOr<std::unique_ptr<DenseClient>> DenseClient::Create(ClientCore* cor
   absl::StatusOr<DensePushEncoder> encoder =
       DensePushEncoder::Create(table, kept.get(), core->pool);
   if (!encoder.ok()) return encoder.status();
+  const bool on_gpu = table.compute().placement() == pb::Compute::GPU;
+  PayloadMover* const mover = on_gpu ? core->mover : nullptr;
   absl::StatusOr<DensePullDecoder> decoder =
-      DensePullDecoder::Create(table, kept.get(), core->pool);
+      DensePullDecoder::Create(table, kept.get(), core->pool, mover);
   if (!decoder.ok()) return decoder.status();
   return std::unique_ptr<DenseClient>(new DenseClient(core, std::move(kept), std::move(route),
                                                       *std::move(encoder), *std::move(decoder)));
@@ -345,14 +347,17 @@ absl::Status DenseClient::TakeAnswer(const std::vector<uint32_t>& partitions, co
   for (size_t i = 0; i < partitions.size(); ++i) {
     const pb::Part& part = answer.header.part(static_cast<int>(i));
     absl::Status status =
-        decoder_.Take(pull_.tick == kFinalTick, part, payload[i].values.view(), pull_.parameters);
-    if (!status.ok()) return status;
+        decoder_.Take(pull_.tick == kFinalTick, part, payload[i].values, pull_.parameters);
+    if (!status.ok()) {
+      decoder_.Finish().IgnoreError();  // of the parts before
+      return status;
+    }
     core_->counters.bytes_pulled += payload[i].values.size();
     result.min_clock = std::min(result.min_clock, part.min_clock());
     result.min_version = std::min(result.min_version, part.version());
     result.max_version = std::max(result.max_version, part.version());
   }
-  return absl::OkStatus();
+  return decoder_.Finish();
 }
 
 void DenseClient::AfterAnswer(const std::vector<uint32_t>& partitions) {

@@ -67,12 +67,18 @@ std::vector<Buffer> DensePushEncoder::Encode(const std::vector<uint32_t>& partit
 
 absl::StatusOr<DensePullDecoder> DensePullDecoder::Create(const pb::TableSpec& table,
                                                           const DenseLayout* layout,
-                                                          BufferPool* pool) {
+                                                          BufferPool* pool, PayloadMover* mover) {
   DensePullDecoder decoder;
   decoder.layout_ = layout;
   auto codec = PayloadCodec::Create(table.compression().pull(), table.compression());
   if (!codec.ok()) return codec.status();
   decoder.codec_ = *std::move(codec);
+  if (mover != nullptr) decoder.mover_ = mover;
+  if (mover != nullptr && decoder.codec_ != nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("table '%s': pulls by codec '%s' into a GPU's memory, allowed are none",
+                        table.name(), decoder.codec_->name()));
+  }
   if (decoder.codec_ != nullptr && decoder.codec_->keeps_residual()) {
     decoder.held_ = pool->Allocate(layout->elements() * sizeof(float));
     decoder.version_.resize(layout->partitions());
@@ -86,14 +92,18 @@ void DensePullDecoder::Ask(bool raw, pb::Part* part) const {
   if (version.has_value()) part->set_base_version(*version);
 }
 
-absl::Status DensePullDecoder::Take(bool raw, const pb::Part& part, std::string_view values,
+absl::Status DensePullDecoder::Take(bool raw, const pb::Part& part, const Buffer& values,
                                     float* parameters) {
   const uint32_t partition = part.partition();
   const Range range = layout_->partition(partition);
   float* to = parameters + range.begin;
   const bool stateful = !held_.empty() && !raw;
+  if (codec_ != nullptr && values.on_device()) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "partition %d in the answer: its values, of a codec, lie in a GPU's memory", partition));
+  }
   if (stateful && part.has_base_version()) {
-    absl::Status status = TakeDelta(part, values);
+    absl::Status status = TakeDelta(part, values.view());
     if (!status.ok()) return status;
     CopyPayload(to, held_.floats() + range.begin, range.size() * sizeof(float));
     return absl::OkStatus();
@@ -107,12 +117,16 @@ absl::Status DensePullDecoder::Take(bool raw, const pb::Part& part, std::string_
         encoded ? "what they encode to" : absl::StrCat(range.size() * sizeof(float))));
   }
   if (encoded) {
-    absl::Status status = codec_->Decode(values, range.size(), to);
+    absl::Status status = codec_->Decode(values.view(), range.size(), to);
     if (status.ok()) return status;
     return absl::InvalidArgumentError(
         absl::StrFormat("partition %d in the answer: %s", partition, status.message()));
   }
-  CopyPayload(to, values.data(), values.size());
+  absl::Status status = mover_->Copy(to, values);
+  if (!status.ok()) {
+    return absl::Status(status.code(), absl::StrFormat("partition %d in the answer: %s", partition,
+                                                       status.message()));
+  }
   if (!stateful) return absl::OkStatus();
   CopyPayload(held_.mutable_floats() + range.begin, values.data(), values.size());
   version_[partition] = part.version();

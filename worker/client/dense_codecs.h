@@ -17,6 +17,7 @@
 #include "proto/wire.pb.h"
 #include "ps/base/buffer.h"
 #include "ps/base/dense_layout.h"
+#include "ps/base/device_memory.h"
 #include "ps/codec/payload_codec.h"
 
 namespace parley {
@@ -55,8 +56,12 @@ class DensePushEncoder {
 // caller does to its own parameters does not reach them.
 class DensePullDecoder {
  public:
+  // `mover` takes plain values to the parameters, and must outlive this; null: they lie in host
+  // memory. kInvalidArgument: a codec that there is not, or one with a mover, since the CPU
+  // decodes.
   static absl::StatusOr<DensePullDecoder> Create(const pb::TableSpec& table,
-                                                 const DenseLayout* layout, BufferPool* pool);
+                                                 const DenseLayout* layout, BufferPool* pool,
+                                                 PayloadMover* mover = nullptr);
 
   // Says in the part of a request which version is held. `raw`: the true weights are wanted, as by
   // the last pull of a run.
@@ -64,8 +69,9 @@ class DensePullDecoder {
 
   // Checks one part of the answer and its values (any alignment) and puts the weights into
   // parameters [elements]. kInvalidArgument names what does not fit; then parameters of this
-  // partition hold anything. Takes each answer once.
-  absl::Status Take(bool raw, const pb::Part& part, std::string_view values, float* parameters);
+  // partition hold anything. Takes each answer once. They are there after Finish, at the latest.
+  absl::Status Take(bool raw, const pb::Part& part, const Buffer& values, float* parameters);
+  absl::Status Finish() { return mover_->Finish(); }
 
  private:
   DensePullDecoder() = default;
@@ -73,6 +79,8 @@ class DensePullDecoder {
 
   const DenseLayout* layout_ = nullptr;
   std::unique_ptr<PayloadCodec> codec_;
+  std::unique_ptr<HostMover> host_mover_ = std::make_unique<HostMover>();
+  PayloadMover* mover_ = host_mover_.get();
   Buffer held_;                                   // empty without a codec that keeps state
   std::vector<std::optional<uint64_t>> version_;  // of held_, by partition
   std::vector<float> delta_;                      // scratch

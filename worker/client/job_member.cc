@@ -190,6 +190,7 @@ absl::Status JobMember::Begin(const pb::Assignment& assignment, uint32_t rank) {
   options.max_part_bytes = client_options_.max_part_bytes;
   options.progress_timeout = client_options_.progress_timeout;
   options.pool = client_options_.pool;
+  options.mover = client_options_.mover;
   options.on_error = [this](const absl::Status& error) { Fail(error); };
   options.log = [this](const std::string& line) { Log(line); };
   absl::StatusOr<std::unique_ptr<PsClient>> created =

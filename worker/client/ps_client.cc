@@ -57,6 +57,7 @@ class PsClientImpl : public PsClient {
     core_.env = env;
     core_.queues = &queues_;
     core_.pool = options.pool != nullptr ? options.pool : &own_pool_;
+    core_.mover = options.mover;
     core_.max_request_bytes = options.max_request_bytes;
     core_.max_part_bytes = options.max_part_bytes;
   }

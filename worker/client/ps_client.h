@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "proto/cluster.pb.h"
+#include "ps/base/device_memory.h"
 #include "ps/base/env.h"
 #include "ps/net/rpc.h"
 #include "worker/client/dense_table.h"
@@ -34,6 +35,10 @@ class PsClient {
     absl::Duration progress_timeout = absl::Seconds(60);  // for any one message to be answered
     BufferPool* pool = nullptr;  // for what is gathered or encoded; null: one of its own. Memory
                                  // that a transport can share makes it travel without a copy.
+    // Puts the weights of dense tables of placement GPU where they are asked for: parameters and
+    // what is pushed of those tables may then lie in that GPU's memory. Outlives the client. Null:
+    // host memory, and an answer in a GPU's memory is an error.
+    PayloadMover* mover = nullptr;
     absl::AnyInvocable<void(const absl::Status&)> on_error = nullptr;
     absl::AnyInvocable<void(const std::string&)> log = nullptr;  // one line; empty = silent
   };

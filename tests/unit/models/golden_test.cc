@@ -107,6 +107,7 @@ class Operation {
  public:
   Operation(Device& device, const GoldenCase& c) : device_(device), case_(c) {
     for (auto* tensor : {&x_, &y_, &dy_, &dx_}) *tensor = device.NewTensor();
+    argmax_ = device.NewWorkspace();
     input_ = Pattern(1, c.rows() * c.input().size(), c.name == "log_softmax" ? 4 : 1);
     device.Upload(input_.data(), c.input(), c.rows(), x_.get());
     EXPECT_TRUE(device.Prepare(dx_.get(), c.input(), c.rows()).ok());
@@ -139,9 +140,8 @@ class Operation {
     } else if (case_.name == "max_pool2d") {
       const uint32_t kernel = case_.key("kernel");
       SetOutput({in.channels, in.height / kernel, in.width / kernel});
-      const std::unique_ptr<Workspace> argmax = device_.NewWorkspace();
-      device_.MaxPoolForward(x_.get(), kernel, false, y_.get(), argmax.get());
-      device_.MaxPoolBackward(dy_.get(), kernel, argmax.get(), dx_.get());
+      device_.MaxPoolForward(x_.get(), kernel, false, y_.get(), argmax_.get());
+      device_.MaxPoolBackward(dy_.get(), kernel, argmax_.get(), dx_.get());
     } else if (case_.name == "relu") {
       SetOutput(in);
       device_.ReluForward(x_.get(), y_.get());
@@ -201,6 +201,7 @@ class Operation {
   const GoldenCase& case_;
   std::vector<float> input_, output_gradient_;
   Parameters weight_{"dweight"}, bias_{"dbias"};
+  std::unique_ptr<Workspace> argmax_;
   std::unique_ptr<Tensor> x_, y_, dy_, dx_;
 };
 

@@ -20,7 +20,7 @@ namespace parley {
 
 // What models are tested on: oneDNN (Eigen, where it was left out), Eigen, and the GPU device with
 // float32 products on simulated GPUs, one in order and some that draw.
-enum class Backend { kDefault, kEigen, kGpuInOrder, kGpuDrawn1, kGpuDrawn2 };
+enum class Backend { kDefault, kEigen, kGpuInOrder, kGpuDrawn1, kGpuDrawn2, kGpuGraphs };
 
 inline std::unique_ptr<Device> MakeDevice(Backend backend) {
   if (backend == Backend::kDefault || backend == Backend::kEigen) {
@@ -28,8 +28,9 @@ inline std::unique_ptr<Device> MakeDevice(Backend backend) {
   }
   const auto seed = static_cast<uint64_t>(backend) - static_cast<uint64_t>(Backend::kGpuInOrder);
   // Little scratch memory, so that convolutions are cut into pieces.
-  return *CreateGpuDevice(CreateSimulatedGpu({.seed = seed, .guard = true}),
-                          {.math = GemmMath::kFp32, .column_bytes = 20000});
+  return *CreateGpuDevice(
+      CreateSimulatedGpu({.seed = seed, .guard = true}),
+      {.math = GemmMath::kFp32, .column_bytes = 20000, .graphs = backend == Backend::kGpuGraphs});
 }
 
 inline pb::Model ParseModel(const std::string& text) {
@@ -95,12 +96,13 @@ class BackendTest : public testing::TestWithParam<Backend> {
 };
 
 inline std::string BackendName(const testing::TestParamInfo<Backend>& info) {
-  constexpr const char* kNames[] = {"Default", "Eigen", "GpuInOrder", "GpuDrawn1", "GpuDrawn2"};
+  constexpr const char* kNames[] = {"Default",   "Eigen",     "GpuInOrder",
+                                    "GpuDrawn1", "GpuDrawn2", "GpuGraphs"};
   return kNames[static_cast<int>(info.param)];
 }
 inline auto AllBackends() {
   return testing::Values(Backend::kDefault, Backend::kEigen, Backend::kGpuInOrder,
-                         Backend::kGpuDrawn1, Backend::kGpuDrawn2);
+                         Backend::kGpuDrawn1, Backend::kGpuDrawn2, Backend::kGpuGraphs);
 }
 
 inline constexpr char kSmallConvNet[] =

@@ -114,7 +114,7 @@ class DensePullDecoderTest : public ::testing::Test {
     return part;
   }
   absl::Status Take(const pb::Part& part, const std::string& values, bool raw = false) {
-    return decoder_->Take(raw, part, values, parameters_.data());
+    return decoder_->Take(raw, part, Buffer::Copy(values), parameters_.data());
   }
   // What one value repeated travels as.
   static std::string Raw(std::vector<float> values) {

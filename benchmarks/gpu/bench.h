@@ -40,6 +40,7 @@ struct Timing {
 struct BenchSettings {
   bool simulated = false;
   bool quick = false;
+  bool graphs = false;  // GpuDeviceOptions
 };
 
 class Bench {

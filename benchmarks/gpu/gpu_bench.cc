@@ -1,6 +1,6 @@
 // How long a training step takes on a GPU, and how near that is to what the GPU can do.
 //
-//   gpu_bench [--gpu INDEX] [--math TF32|FP32|BF16|all] [--quick]
+//   gpu_bench [--gpu INDEX] [--math TF32|FP32|BF16|all] [--graphs] [--quick]
 //   gpu_bench --device simulated --quick        no GPU: tries the program, measures nothing
 //
 // Prints one JSON object: rates of copies, then for each model and kind of products the time of a
@@ -97,6 +97,7 @@ std::string ConditionsJson(const GpuInfo& info, const BenchSettings& settings) {
       .Count("gpu_memory_bytes", info.memory_bytes)
       .Flag("simulated", settings.simulated)
       .Flag("quick", settings.quick)
+      .Flag("graphs", settings.graphs)
       .str();
 }
 
@@ -109,6 +110,7 @@ int Main(int argc, char** argv) {
       .Number("gpu", &index, 0, 1023, "which GPU of those that CUDA shows")
       .Choice("math", &math_name, {"TF32", "FP32", "BF16", "all"}, "how products are computed")
       .Text("experiments", &experiments, "DIR", "where mlp_4096 and fashion_convnet are")
+      .Switch("graphs", &settings.graphs, "what is the same step for step is one CUDA graph")
       .Switch("quick", &settings.quick, "fewer repeats: does it work?");
   if (const std::optional<int> code = flags.ParseForMain(argc, argv)) return *code;
 

@@ -37,12 +37,19 @@ class Place {
   float* data_ = nullptr;
 };
 
+GpuDeviceOptions OptionsOf(const Bench& bench, GemmMath math) {
+  GpuDeviceOptions options;
+  options.math = math;
+  options.graphs = bench.settings().graphs;
+  return options;
+}
+
 // A model with two batches in pinned memory, which take turns.
 class LocalStep {
  public:
   LocalStep(Bench& bench, const StepCase& step, GemmMath math)
       : bench_(bench),
-        device_(Check(CreateGpuDevice(bench.gpu(), {.math = math}))),
+        device_(Check(CreateGpuDevice(bench.gpu(), OptionsOf(bench, math)))),
         model_(Check(Model::Create(step.model, step.input, step.classes, 1, device_.get()))) {
     for (const pb::TensorSpec& tensor : model_->tensors()) {
       uint64_t size = 1;

@@ -45,12 +45,12 @@ def run_json(command, what):
     return json.loads(done.stdout)
 
 
-def device(args):
-    return ["compute.device=" + ("CUDA_SIMULATED" if args.simulated else "CUDA")]
+def settings(args):
+    return ["compute.device=" + ("CUDA_SIMULATED" if args.simulated else "CUDA"), "compute.gpu_math=TF32"] + args.parley_set
 
 
 def convnet(args):
-    overrides = device(args) + [f"data.idx.directory={args.data}", "compute.gpu_math=TF32"]
+    overrides = settings(args) + [f"data.idx.directory={args.data}"]
     if args.simulated:
         overrides += ["data.train_limit=64", "data.test_limit=32", "training.global_batch=32"]
     epochs = 1 if args.simulated else args.epochs
@@ -65,7 +65,7 @@ def convnet(args):
 
 def mlp_run(args, placement, batch):
     """Milliseconds of a step in one run, the median of its warm epochs."""
-    overrides = device(args) + [f"compute.placement={placement}", "compute.gpu_math=TF32"]
+    overrides = settings(args) + [f"compute.placement={placement}"]
     if args.simulated:
         overrides += TINY
     overrides += [f"training.global_batch={batch}", f"data.train_limit={EPOCH_STEPS * batch}"]
@@ -180,6 +180,8 @@ def parse_arguments():
     parser.add_argument("--warm-epochs", type=int, default=25,
                         help=f"of the perceptron, {EPOCH_STEPS} steps each, that are timed (default: 25)")
     parser.add_argument("--runs", type=int, default=3, help="of the perceptron (default: 3)")
+    parser.add_argument("--parley-set", action="append", default=[], metavar="A.B=C",
+                        help="a field of both experiments, as in compute.gpu_graphs=true")
     parser.add_argument("--quick", action="store_true", help="--runs 1 --warm-epochs 5: does it work?")
     parser.add_argument("--simulated", action="store_true", help="tiny sizes on the simulated GPU; measures nothing")
     args = parser.parse_args()
@@ -200,7 +202,8 @@ def parse_arguments():
 
 def main():
     args = parse_arguments()
-    result = {"benchmark": "gpu_cluster", "simulated": args.simulated, "quick": args.quick, "servers": 1, "workers": 1}
+    result = {"benchmark": "gpu_cluster", "simulated": args.simulated, "quick": args.quick, "servers": 1, "workers": 1,
+              "parley_overrides": args.parley_set}
     if args.only != "mlp":
         result["convnet"] = convnet(args)
     if args.only != "convnet":

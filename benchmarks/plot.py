@@ -26,7 +26,7 @@ PEER_NAMES = {
     "ddp_plain": "PyTorch DDP x 2", "torch_1t": "PyTorch, 1 process, 1 thread",
     "torch_2t": "PyTorch, 1 process, 2 threads",
 }
-MODEL_NAMES = {"convnet": "ConvNet", "mlp": "MLP 784-256-128-10", "softmax": "softmax regression"}
+MODEL_NAMES = {"convnet": "ConvNet", "mlp": "MLP 784-256-128-10", "softmax": "softmax regression", "mlp_4096": "MLP 4096x4"}
 
 
 class Bar:
@@ -180,7 +180,32 @@ def show_gigabit(result):
     return plot_bench.draw_gigabit(result)
 
 
-SHOW = {"bench": show_bench, "gigabit": show_gigabit, "vs_torch": show_vs_torch, "accuracy": show_accuracy,
+def show_gpu(result):
+    """A panel for each model and kind of products: the floor, and who comes how near to it."""
+    panels, rows = [], []
+    torch = {(case["model"], case["math"]): case["step"] for case in result.get("torch", {}).get("cases", [])}
+    placements = result.get("cluster", {}).get("mlp_4096", {}).get("placements", {})
+    for case in result.get("step", {}).get("cases", []):
+        if case["batch"] == 1:
+            continue
+        name = f"{MODEL_NAMES.get(case['model'], case['model'])}, batch {case['batch']}, {case['math']}"
+        times = [("floor", case["floor_ms"], OTHER), ("Parley, weights on the GPU", case["step"]["median_ms"], OURS),
+                 ("Parley, weights on the host", case["host_step"]["median_ms"], OURS)]
+        if (case["model"], case["math"]) == ("mlp_4096", "TF32"):
+            times += [(f"Parley, server's on the {place}", entry["step_ms"], OURS) for place, entry in placements.items()]
+        if (case["model"], case["math"]) in torch:
+            times.append(("PyTorch", torch[case["model"], case["math"]]["median_ms"], RIVAL))
+        panels.append(Panel(f"{name}: milliseconds a step", [Bar(label, value, f"{value:.2f} ms", color=color)
+                                                             for label, value, color in times]))
+        rows += [[f"{name}: {label}", f"{value:.3f}", f"{value / case['floor_ms']:.2f}"] for label, value, _ in times]
+    notes = [f"{ {True: 'holds', False: 'FAILS', None: 'not measured'}[entry['ok']] }: {entry['demand']} "
+             f"{entry['limit']}; is {entry['figure']}" for entry in result["verdicts"]]
+    print_table(f"gpu: {result['name']}, {result['conditions']['date']}", ["", "ms a step", "of the floor"], rows, notes)
+    title = "Training steps on a GPU" + (" - simulated, not a measurement" if result["simulated"] else "")
+    return {f"gpu-{result['name']}": draw(title, f"{result['name']}; {result['conditions']['date']}", panels)}
+
+
+SHOW = {"gpu": show_gpu, "bench": show_bench, "gigabit": show_gigabit, "vs_torch": show_vs_torch, "accuracy": show_accuracy,
         "model": show_model, "optimizer": show_optimizer}
 
 

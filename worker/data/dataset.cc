@@ -54,7 +54,8 @@ class IdxDataset final : public Dataset {
 };
 
 // Cluster centres have unit variance, samples lie around them with `noise`. Streams of kSynthetic:
-// 0 the centres, then for the training and the test set one for labels and one for noise.
+// 0 the centres, then for the training and the test set one for labels and one for noise. Drawing
+// takes ten times as long as copying: what fits into a bounded memory is drawn once.
 class SyntheticDataset final : public Dataset {
  public:
   SyntheticDataset(const pb::Synthetic& config, uint64_t samples, uint64_t seed, bool train)
@@ -70,6 +71,9 @@ class SyntheticDataset final : public Dataset {
     for (uint64_t i = 0; i < centres_.size(); ++i) {
       centres_[i] = NearlyGaussian(Philox(seed_, Stream(RandomPurpose::kSynthetic, 0), i));
     }
+    if (samples_ > kMostDrawn / size) return;
+    drawn_.resize(samples_ * size);
+    for (uint64_t id = 0; id < samples_; ++id) Draw(id, drawn_.data() + id * size);
   }
 
   uint64_t samples() const override { return samples_; }
@@ -81,17 +85,27 @@ class SyntheticDataset final : public Dataset {
     for (size_t row = 0; row < ids.size(); ++row) {
       const uint64_t id = ids[row];
       assert(id < samples_);
-      const uint32_t label = Philox(seed_, label_stream_, id)[0] % classes_;
-      const float* centre = centres_.data() + label * size;
-      float* out = x + row * size;
-      for (uint64_t i = 0; i < size; ++i) {
-        out[i] = centre[i] + noise_ * NearlyGaussian(Philox(seed_, noise_stream_, id * size + i));
+      if (drawn_.empty()) {
+        Draw(id, x + row * size);
+      } else {
+        std::copy_n(drawn_.data() + id * size, size, x + row * size);
       }
-      labels[row] = static_cast<int32_t>(label);
+      labels[row] = static_cast<int32_t>(Label(id));
     }
   }
 
  private:
+  static constexpr uint64_t kMostDrawn = uint64_t{1} << 26;  // 256 MiB
+
+  uint32_t Label(uint64_t id) const { return Philox(seed_, label_stream_, id)[0] % classes_; }
+  void Draw(uint64_t id, float* out) const {
+    const uint64_t size = shape_.size();
+    const float* centre = centres_.data() + Label(id) * size;
+    for (uint64_t i = 0; i < size; ++i) {
+      out[i] = centre[i] + noise_ * NearlyGaussian(Philox(seed_, noise_stream_, id * size + i));
+    }
+  }
+
   const uint64_t samples_;
   const SampleShape shape_;
   const uint32_t classes_;
@@ -99,6 +113,7 @@ class SyntheticDataset final : public Dataset {
   const uint64_t seed_;
   const uint64_t label_stream_, noise_stream_;
   std::vector<float> centres_;  // [classes, channels, height, width]
+  std::vector<float> drawn_;    // [samples, channels, height, width], or empty
 };
 
 std::string PathOf(const pb::IdxFiles& files, const std::string& name) {

@@ -1,8 +1,8 @@
 // Dataset: labelled samples with random access by index.
 //
 // Samples are either values or keys. Of values: IDX files (bytes kept as bytes, normalised while a
-// batch is read) and Synthetic, which is computed from the seed and kept nowhere. Of keys, which an
-// embedding turns into values: ClickLog and SyntheticClicks.
+// batch is read) and Synthetic, which is computed from the seed, and kept up to 256 MiB. Of keys,
+// which an embedding turns into values: ClickLog and SyntheticClicks.
 #ifndef PARLEY_WORKER_DATA_DATASET_H_
 #define PARLEY_WORKER_DATA_DATASET_H_
 

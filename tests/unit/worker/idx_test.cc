@@ -162,6 +162,20 @@ TEST(SyntheticTest, IsAFunctionOfSeedAndIndexAndDiffersBetweenSets) {
   EXPECT_TRUE(std::equal(x.begin(), x.begin() + 16, x.begin() + 32));
 }
 
+// What does not fit into memory is drawn while it is read.
+TEST(SyntheticTest, ASampleIsTheSameHoweverManyThereAre) {
+  pb::Data few, many;
+  few.mutable_synthetic()->set_train_samples(100);
+  many.mutable_synthetic()->set_train_samples(uint32_t{1} << 31);
+  const std::vector<uint64_t> ids = {3, 99, 0};
+  std::vector<float> x(ids.size() * 16), y(x.size());
+  std::vector<int32_t> x_labels(ids.size()), y_labels(ids.size());
+  (*LoadDataset(few, 5, true))->Read(ids, x.data(), x_labels.data());
+  (*LoadDataset(many, 5, true))->Read(ids, y.data(), y_labels.data());
+  EXPECT_EQ(x, y);
+  EXPECT_EQ(x_labels, y_labels);
+}
+
 TEST(SyntheticTest, ImpossibleSizesAreRefused) {
   pb::Data data;
   EXPECT_THAT(std::string(LoadDataset(data, 1, true).status().message()), HasSubstr("no source"));

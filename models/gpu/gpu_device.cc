@@ -404,7 +404,6 @@ void GpuDevice::LoadLookup(const Lookup& lookup, Workspace* memory) {
   GpuWorkspace* to = OnGpu(memory);
   to->lookup = lookup;  // its numbers, whatever fails below
   const uint64_t places = lookup.samples * lookup.fields;
-  const uint64_t taken = lookup.keys == 0 ? 0 : lookup.starts[lookup.keys];
   if (places > UINT32_MAX || lookup.keys * lookup.dim > UINT32_MAX) {  // kernels count in 32 bits
     engine_->Note(absl::ResourceExhaustedError(
         absl::StrFormat("gpu: an embedding of %d rows of %d values at %d places is too large, "
@@ -412,6 +411,7 @@ void GpuDevice::LoadLookup(const Lookup& lookup, Workspace* memory) {
                         lookup.keys, lookup.dim, places)));
     return;
   }
+  const uint64_t taken = lookup.keys == 0 ? 0 : lookup.starts[lookup.keys];
   // One piece of memory: index, starts, places, factors.
   const uint64_t words = places + lookup.keys + 1 + taken + (lookup.factors ? places : 0);
   if (!engine_->Reserve(&to->memory, words * sizeof(uint32_t), "embedding")) return;

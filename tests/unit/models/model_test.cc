@@ -46,6 +46,13 @@ const GradientCase kGradientCases[] = {
      {2, 10, 13},
      3},
     {"small ConvNet", kSmallConvNet, {2, 7, 6}, 4},
+    // A convolution reads the flat activation before its ReLU's gradient is made.
+    {"conv behind flatten",
+     "layer { conv2d { out_channels: 3 } } layer { relu {} } layer { flatten {} }"
+     "layer { conv2d { out_channels: 20 kernel: 1 } } layer { linear { out: 3 } }"
+     "layer { log_softmax {} }",
+     {2, 4, 4},
+     3},
 };
 
 TEST_P(ModelTest, GradientsAreCentralDifferences) {

@@ -46,6 +46,8 @@ struct ReferenceModel {
         v = Conv(v, &s, layer.conv2d(), &p);
       } else if (layer.has_max_pool2d()) {
         v = Pool(v, &s, layer.max_pool2d().kernel());
+      } else if (layer.has_flatten()) {
+        s = {static_cast<uint32_t>(s.size()), 1, 1};
       } else if (layer.has_relu()) {
         for (double& e : v) e = std::max(e, 0.0);
       } else if (layer.has_dropout()) {

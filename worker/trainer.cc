@@ -1,7 +1,5 @@
 #include "worker/trainer.h"
 
-#include <sodium.h>
-
 #include <algorithm>
 #include <cassert>
 #include <new>
@@ -9,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/escaping.h"
+#include "worker/weights_hash.h"
 
 namespace parley {
 namespace {
@@ -21,22 +19,6 @@ Sampler::Options SamplerOptions(const Trainer::Options& options, const Workload&
           .part = options.data_part,
           .parts = options.data_parts,
           .seed = options.experiment.seed()};
-}
-
-std::string Sha256Hex(const Buffer& bytes) {
-  unsigned char hash[crypto_hash_sha256_BYTES];
-  crypto_hash_sha256(hash, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size());
-  return absl::BytesToHexString(
-      std::string(reinterpret_cast<const char*>(hash), crypto_hash_sha256_BYTES));
-}
-
-absl::StatusOr<std::string> HashOf(const Workload& workload, const Buffer& weights) {
-  if (!weights.on_device()) return Sha256Hex(weights);
-  Buffer copy = Buffer::Allocate(weights.size());
-  absl::Status status = workload.device->FetchParameters(weights.floats(), weights.num_floats(),
-                                                         copy.mutable_floats());
-  if (!status.ok()) return status;
-  return Sha256Hex(copy);
 }
 
 }  // namespace
@@ -438,16 +420,16 @@ void Trainer::Finish() {
 
 void Trainer::HashFinalWeights() {
   auto hash = std::make_shared<absl::StatusOr<std::string>>();
-  env_->Offload(
-      [hash, workload = workload_, weights = parameters_] { *hash = HashOf(*workload, weights); },
-      [this, hash, alive = std::weak_ptr<bool>(alive_)] {
-        if (alive.expired()) return;
-        if (hash->ok()) {
-          ReportFinished(**hash);
-        } else {
-          Fail(hash->status());
-        }
-      });
+  env_->Offload([hash, workload = workload_,
+                 weights = parameters_] { *hash = HashWeights(*workload, weights); },
+                [this, hash, alive = std::weak_ptr<bool>(alive_)] {
+                  if (alive.expired()) return;
+                  if (hash->ok()) {
+                    ReportFinished(**hash);
+                  } else {
+                    Fail(hash->status());
+                  }
+                });
 }
 
 void Trainer::ReportFinished(const std::string& weights_sha256) {

@@ -63,7 +63,8 @@ class LocalRun {
     std::vector<int32_t> labels;
     std::vector<uint64_t> raw_keys;
     KeyBatch keys;
-    std::vector<float> rows, dx;
+    std::vector<float> rows, row_gradients;
+    Lookup lookup;
   };
 
   absl::Status PrepareModel();

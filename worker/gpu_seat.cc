@@ -48,11 +48,17 @@ absl::Status GpuSeat::Find(const pb::Compute& config) {
         Open([]() -> absl::StatusOr<std::unique_ptr<Gpu>> { return CreateSimulatedGpu({}); });
     if (!opened.ok()) return opened;
   } else if (absl::Status status = FindCuda(config); !status.ok()) {
+    looked_ = false;
+    if (config.placement() == pb::Compute::GPU) {
+      return absl::Status(status.code(), absl::StrCat(status.message(),
+                                                      "; allowed without a GPU is "
+                                                      "compute.placement HOST, here it is GPU"));
+    }
     if (wanted == pb::Compute::AUTO && absl::IsUnavailable(status) && !options_.index.has_value()) {
+      looked_ = true;
       note_ = absl::StrCat("no GPU: ", status.message());
       return absl::OkStatus();
     }
-    looked_ = false;
     return absl::Status(
         status.code(),
         absl::StrFormat("%s; allowed without a GPU is compute.device AUTO or CPU, here it is %s",

@@ -85,10 +85,11 @@ absl::Status ServerNode::Impl::Begin(const pb::Assignment& assignment) {
 absl::StatusOr<GpuPlace*> ServerNode::Impl::PlaceFor(const pb::Compute& compute) {
   if (gpu_place_ != nullptr) return gpu_place_.get();
   if (options_.make_gpu_place == nullptr) {
-    return absl::FailedPreconditionError("this server keeps no tables on a GPU");
+    return absl::InvalidArgumentError("this server keeps no tables on a GPU");
   }
   absl::StatusOr<std::unique_ptr<GpuPlace>> place = options_.make_gpu_place(compute.device());
-  if (!place.ok()) return place.status();
+  // What is unavailable would be asked for again, and a GPU does not come by waiting.
+  if (!place.ok()) return absl::InvalidArgumentError(place.status().message());
   gpu_place_ = *std::move(place);
   Log(absl::StrCat("tables on ", ToString(gpu_place_->gpu->info())));
   return gpu_place_.get();

@@ -43,6 +43,7 @@ class ChainModel final : public Model {
   // A batch on the device. Two take turns: one of the step, one that is copied meanwhile.
   struct Input {
     const float* x = nullptr;  // the caller's
+    uint64_t rows = 0;
     std::unique_ptr<Tensor> tensor;
     std::unique_ptr<Workspace> label_memory;
     const int32_t* labels = nullptr;  // for operations
@@ -138,7 +139,9 @@ absl::Status ChainModel::Begin(const BatchView& batch, const StepContext& contex
   dx_ = batch.dx;
   row_gradients_ = batch.row_gradients;
   device_->BeginStep();
-  if (std::exchange(prefetched_, false) && inputs_[1 - input_].x == batch.x) {
+  const Input& other = inputs_[1 - input_];
+  if (std::exchange(prefetched_, false) && batch.lookup == nullptr && other.x == batch.x &&
+      other.rows == batch.rows) {
     input_ = 1 - input_;
   } else {
     Load(batch, &inputs_[input_]);
@@ -157,6 +160,7 @@ absl::Status ChainModel::Begin(const BatchView& batch, const StepContext& contex
 
 void ChainModel::Load(const BatchView& batch, Input* input) {
   input->x = batch.x;
+  input->rows = batch.rows;
   if (batch.lookup == nullptr) {
     device_->Upload(batch.x, layers_[0]->input(), batch.rows, input->tensor.get());
   }

@@ -104,7 +104,7 @@ TEST(ParseErrors, UnknownFieldsAreAllFoundWithSuggestions) {
   EXPECT_THAT(ErrorsWith("clutser { servers: 2 } cluster { workerz: 3 }"),
               ElementsAre("f:6:1: field 'clutser': unknown field of Experiment, did you mean "
                           "'cluster'?; allowed: name, seed, cluster, data, model, training, "
-                          "optimizer, consistency, compression, checkpoints",
+                          "optimizer, consistency, compression, checkpoints, compute",
                           "f:6:34: field 'cluster.workerz': unknown field of Cluster, did you mean "
                           "'workers'?; allowed: servers, workers, shards_per_server, transport, "
                           "partition_kib, max_request_kib, heartbeat_ms, node_timeout_ms, "

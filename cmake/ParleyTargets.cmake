@@ -26,4 +26,8 @@ function(parley_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
+  # The same wherever it runs: without a GPU, unless it is about one.
+  if(NOT "gpu" IN_LIST ARG_LABELS)
+    set_tests_properties(${name} PROPERTIES ENVIRONMENT "CUDA_VISIBLE_DEVICES=")
+  endif()
 endfunction()

@@ -102,6 +102,9 @@ class Device {
   // Waits for everything enqueued. Returns the first failure since it was last asked for.
   virtual absl::Status Sync() = 0;
 
+  // Starts what has been enqueued; nothing to a device that does so at once.
+  virtual void Flush() = 0;
+
   // What has been enqueued so far, copies to the caller's memory included.
   virtual Mark MarkHere() = 0;
   virtual bool Reached(Mark mark) = 0;
@@ -128,7 +131,7 @@ class Device {
   // brings home.
   virtual float* PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
                                   Workspace* memory) = 0;
-  virtual void StoreGradients(const float* made, uint64_t n, float* gradients) = 0;
+  virtual void StoreGradients(const float* made, MemoryKind kind, uint64_t n, float* gradients) = 0;
   // Copies parameters [n] of the device's memory to the caller's, and waits for it.
   virtual absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) = 0;
   virtual const int32_t* LoadLabels(const int32_t* labels, uint64_t rows, Workspace* memory) = 0;

@@ -200,6 +200,8 @@ absl::Status ChainModel::Forward(size_t stage) {
     memory.bias = memory.weight + (layout_.tensor(range.begin + 1).begin - parameters.begin);
   }
   layer.Forward({step_, memory.weight, memory.bias, x_[stage], x_[stage + 1]});
+  // The next stage's weights may be long in coming.
+  device_->Flush();
   if (stage + 1 == layers_.size()) forward_done_ = device_->MarkHere();
   return absl::OkStatus();
 }
@@ -243,7 +245,8 @@ absl::Status ChainModel::Backward(size_t stage) {
   }
   layer.Backward(args);
   if (range.size() == 2) {
-    device_->StoreGradients(made, parameters.size(), gradients_ + parameters.begin);
+    device_->StoreGradients(made, gradients_kind_, parameters.size(),
+                            gradients_ + parameters.begin);
   }
   if (stage == 0) FinishInput(dx);
   memory.done = device_->MarkHere();
@@ -257,7 +260,7 @@ void ChainModel::FinishInput(Tensor* dx) {
   float* made = device_->PrepareGradients(row_gradients_, MemoryKind::kHost, row_values_,
                                           row_gradient_memory_.get());
   device_->LookupBackward(dx, lookup_.get(), made);
-  device_->StoreGradients(made, row_values_, row_gradients_);
+  device_->StoreGradients(made, MemoryKind::kHost, row_values_, row_gradients_);
 }
 
 double ChainModel::flops_per_sample() const {

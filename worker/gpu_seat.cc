@@ -46,15 +46,19 @@ absl::Status GpuSeat::Find(const pb::Compute& config) {
   if (wanted == pb::Compute::CUDA_SIMULATED) {
     absl::Status opened =
         Open([]() -> absl::StatusOr<std::unique_ptr<Gpu>> { return CreateSimulatedGpu({}); });
-    if (!opened.ok()) return opened;
+    if (!opened.ok()) {
+      looked_ = false;
+      return opened;
+    }
   } else if (absl::Status status = FindCuda(config); !status.ok()) {
     looked_ = false;
+    claim_ = GpuClaim();
     if (config.placement() == pb::Compute::GPU) {
       return absl::Status(status.code(), absl::StrCat(status.message(),
                                                       "; allowed without a GPU is "
                                                       "compute.placement HOST, here it is GPU"));
     }
-    if (wanted == pb::Compute::AUTO && absl::IsUnavailable(status) && !options_.index.has_value()) {
+    if (wanted == pb::Compute::AUTO && !options_.index.has_value()) {
       looked_ = true;
       note_ = absl::StrCat("no GPU: ", status.message());
       return absl::OkStatus();
@@ -80,6 +84,10 @@ absl::Status GpuSeat::FindCuda(const pb::Compute& config) {
           "decides)",
           index, gpus->size() - 1));
     }
+    if (config.placement() == pb::Compute::GPU && index != 0) {
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "--gpu is %d, allowed with compute.placement GPU is 0, where the servers are", index));
+    }
   } else if (config.placement() != pb::Compute::GPU) {  // else where the servers are: the first
     std::vector<std::string> uuids;
     for (const GpuInfo& gpu : *gpus) uuids.push_back(gpu.uuid);
@@ -100,6 +108,7 @@ absl::Status GpuSeat::Open(const std::function<absl::StatusOr<std::unique_ptr<Gp
 }
 
 absl::StatusOr<std::unique_ptr<PayloadMover>> GpuSeat::MakeMover() {
+  if (absl::Status status = memory_->CheckLending(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<GpuStream>> stream = gpu_->NewStream();
   if (!stream.ok()) return stream.status();
   return std::make_unique<GpuMover>(memory_->arenas(), *std::move(stream));
@@ -108,13 +117,15 @@ absl::StatusOr<std::unique_ptr<PayloadMover>> GpuSeat::MakeMover() {
 // What cannot be pinned is copied more slowly, and nothing else. The arenas may outlive the seat.
 void GpuSeat::Pin() {
   if (options_.arenas == nullptr) return;
-  auto failed = std::make_shared<absl::Status>();
-  options_.arenas->Watch([gpu = gpu_, failed](std::byte* memory, size_t size) {
-    absl::Status status = gpu->Pin(memory, size);
-    if (failed->ok()) *failed = std::move(status);
-  });
-  if (failed->ok()) return;
-  absl::StrAppend(&note_, note_.empty() ? "" : "; ", "memory is not pinned: ", failed->message());
+  // Arenas come later, on other threads: whether it can be done is tried here.
+  alignas(4096) static char page[4096];
+  if (absl::Status status = gpu_->Pin(page, sizeof(page)); status.ok()) {
+    gpu_->Unpin(page);
+  } else {
+    absl::StrAppend(&note_, note_.empty() ? "" : "; ", "memory is not pinned: ", status.message());
+  }
+  options_.arenas->Watch(
+      [gpu = gpu_](std::byte* memory, size_t size) { gpu->Pin(memory, size).IgnoreError(); });
 }
 
 }  // namespace parley

@@ -55,9 +55,11 @@ class StepJob {
   // What on_backward is called with when row_gradients are complete; after all stages.
   static constexpr size_t kEmbedding = ~size_t{0};
 
-  // Batches are made in memory of `pool`, which must outlive this.
+  // Batches are made in memory of `pool`, which must outlive this; null: of a pool of its own.
   StepJob(std::shared_ptr<Workload> workload, const Sampler::Options& sampler, BufferPool* pool)
-      : workload_(std::move(workload)), sampler_(sampler), pool_(pool) {}
+      : workload_(std::move(workload)),
+        sampler_(sampler),
+        pool_(pool != nullptr ? pool : &own_pool_) {}
 
   // REQUIRES: the step before is finished, and this one has at least one row.
   void Prepare(Step step);
@@ -129,6 +131,7 @@ class StepJob {
   Batch batches_[2];
   int last_ = 0;
   std::vector<uint64_t> raw_keys_;  // scratch
+  BufferPool own_pool_;
   BufferPool* const pool_;
 };
 

@@ -19,7 +19,7 @@ class WorkerNode::Impl {
   Impl(Env* env, Transport* transport, Options options, absl::AnyInvocable<void(absl::Status)> done)
       : env_(env),
         pool_(options.pool),
-        gpu_(options.gpu != nullptr ? options.gpu : &own_gpu_),
+        gpu_(options.gpu != nullptr ? options.gpu : own_gpu_.get()),
         probe_(options.probe),
         member_(env, transport, MemberOptions(std::move(options)),
                 MemberHandlers(std::move(done))) {}
@@ -67,7 +67,7 @@ class WorkerNode::Impl {
     auto building = std::make_shared<Building>();
     building->experiment = member_.welcome().experiment();
     env_->Offload(
-        [building, data = std::move(data), gpu = gpu_] {
+        [building, data = std::move(data), gpu = gpu_, own = own_gpu_] {
           building->workload = data == nullptr ? LoadWorkload(building->experiment, gpu)
                                                : BuildWorkload(building->experiment, *data, gpu);
         },
@@ -184,7 +184,8 @@ class WorkerNode::Impl {
 
   Env* const env_;
   BufferPool* const pool_;
-  GpuSeat own_gpu_;
+  // Held by what is being built off the loop, too.
+  const std::shared_ptr<GpuSeat> own_gpu_ = std::make_shared<GpuSeat>();
   GpuSeat* const gpu_;
   std::unique_ptr<PayloadMover> mover_;  // to device memory, where tables are there
   WorkerProbe* const probe_;

@@ -37,6 +37,7 @@ class CpuDevice final : public Device {
   }
   bool asynchronous() const override { return false; }
   absl::Status Sync() override { return std::exchange(status_, absl::OkStatus()); }
+  void Flush() override {}
   Mark MarkHere() override { return Mark{0}; }
   bool Reached(Mark) override { return true; }
   absl::Status Await(Mark) override { return Sync(); }
@@ -49,7 +50,7 @@ class CpuDevice final : public Device {
   float* PrepareGradients(float* gradients, MemoryKind, uint64_t, Workspace*) override {
     return gradients;
   }
-  void StoreGradients(const float*, uint64_t, float*) override {}
+  void StoreGradients(const float*, MemoryKind, uint64_t, float*) override {}
   absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
     std::copy_n(parameters, n, out);
     return absl::OkStatus();

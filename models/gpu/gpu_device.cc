@@ -21,6 +21,10 @@ using Order = GpuTensor::Order;
 // Losses that may be on their way at once.
 constexpr uint64_t kMostSums = 16;
 
+// cuBLAS chooses its code by alignment, too: other code could give other bits, and be slow. Memory
+// of the device's own is aligned; a stage's place in a table may not be.
+bool Aligned(const float* device) { return reinterpret_cast<uintptr_t>(device) % 16 == 0; }
+
 uint32_t Count(uint64_t n) { return static_cast<uint32_t>(n); }
 
 class GpuDevice final : public Device {
@@ -30,7 +34,10 @@ class GpuDevice final : public Device {
         conv_(engine_.get(), &forms_, column_bytes),
         host_sums_(std::move(sums)) {}
   // Nothing may be on its way from or to memory that goes.
-  ~GpuDevice() override { engine_->SyncAll(); }
+  ~GpuDevice() override {
+    engine_->DropHeldBack();
+    engine_->SyncAll();
+  }
 
   std::string description() const override {
     return absl::StrFormat("gpu (%s, %s)", ToString(engine_->gpu()->info()),
@@ -38,6 +45,7 @@ class GpuDevice final : public Device {
   }
   bool asynchronous() const override { return true; }
   absl::Status Sync() override;
+  void Flush() override { engine_->Flush(); }
   Mark MarkHere() override { return engine_->MarkHere(); }
   bool Reached(Mark mark) override { return engine_->Reached(mark); }
   absl::Status Await(Mark mark) override;
@@ -54,8 +62,13 @@ class GpuDevice final : public Device {
                               Workspace* memory) override;
   float* PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
                           Workspace* memory) override;
-  void StoreGradients(const float* made, uint64_t n, float* gradients) override {
-    if (made != gradients) engine_->CopyOut(gradients, made, n * sizeof(float));
+  void StoreGradients(const float* made, MemoryKind kind, uint64_t n, float* gradients) override {
+    if (made == gradients) return;
+    if (kind == MemoryKind::kDevice) {
+      engine_->CopyWithin(gradients, made, n * sizeof(float));
+    } else {
+      engine_->CopyOut(gradients, made, n * sizeof(float));
+    }
   }
   absl::Status FetchParameters(const float* parameters, uint64_t n, float* out) override {
     engine_->CopyOut(out, parameters, n * sizeof(float));
@@ -183,7 +196,13 @@ absl::Status GpuDevice::Await(Mark mark) {
 
 const float* GpuDevice::LoadParameters(const float* parameters, MemoryKind kind, uint64_t n,
                                        Workspace* memory) {
-  if (kind == MemoryKind::kDevice) return parameters;
+  if (kind == MemoryKind::kDevice) {
+    if (Aligned(parameters)) return parameters;
+    DeviceMemory& copy = OnGpu(memory)->memory;
+    if (!engine_->Reserve(&copy, n * sizeof(float), "parameters")) return nullptr;
+    engine_->CopyWithin(copy.data(), parameters, n * sizeof(float));
+    return copy.floats();
+  }
   const auto* loaded = static_cast<const float*>(
       CopyTo(&OnGpu(memory)->memory, parameters, n * sizeof(float), "parameters"));
   if (loaded != nullptr) forms_.Forget(loaded, n);
@@ -192,7 +211,7 @@ const float* GpuDevice::LoadParameters(const float* parameters, MemoryKind kind,
 
 float* GpuDevice::PrepareGradients(float* gradients, MemoryKind kind, uint64_t n,
                                    Workspace* memory) {
-  if (kind == MemoryKind::kDevice) return gradients;
+  if (kind == MemoryKind::kDevice && Aligned(gradients)) return gradients;
   DeviceMemory& made = OnGpu(memory)->memory;
   return engine_->Reserve(&made, n * sizeof(float), "gradients") ? made.floats() : nullptr;
 }

@@ -61,6 +61,11 @@ void GpuEngine::Gemm(const GemmCall& call) {
   held_back_.push_back(std::move(operation));
 }
 
+void GpuEngine::CopyWithin(void* to, const void* from, size_t bytes) {
+  Flush();
+  if (ok()) Note(compute_->CopyWithin(to, from, bytes));
+}
+
 void GpuEngine::Flush() {
   if (held_back_.empty()) return;
   if (ok()) Note(graph_cache_.Enqueue(std::exchange(held_back_, {}), compute_.get()));

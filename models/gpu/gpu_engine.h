@@ -54,6 +54,10 @@ class GpuEngine {
     if (n > 0) Launch(kernel, BlocksFor<Kernel>(n));
   }
   void Gemm(const GemmCall& call);
+  void CopyWithin(void* to, const void* from, size_t bytes);
+  // Enqueues what is held back; forgets it.
+  void Flush();
+  void DropHeldBack() { held_back_.clear(); }
 
   void BeginStep();
   uint64_t step() const { return step_; }  // counts BeginStep
@@ -82,8 +86,6 @@ class GpuEngine {
       : gpu_(std::move(gpu)), math_(math), graphs_(graphs) {}
   absl::Status Init();
   void Enqueue(const GpuKernel& kernel, uint32_t blocks, const void* args, size_t args_bytes);
-  // Enqueues what was held back.
-  void Flush();
   // `later` waits for all that `earlier` has now.
   void Order(GpuStream* earlier, GpuEvent* event, GpuStream* later);
 

@@ -48,7 +48,7 @@ class GpuTensor final : public Tensor {
 
 class GpuWorkspace final : public Workspace {
  public:
-  DeviceMemory memory, more;
+  DeviceMemory memory;
   Lookup lookup;  // its pointers are the device's
 };
 

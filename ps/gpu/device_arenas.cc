@@ -61,4 +61,11 @@ absl::StatusOr<std::shared_ptr<Gpu>> GpuMemory::Open(
   return gpu_;
 }
 
+absl::Status GpuMemory::CheckLending() {
+  std::lock_guard lock(mu_);
+  absl::StatusOr<ShareableMemory> memory = gpu_->AllocateShareable(kUnit);
+  if (memory.ok()) gpu_->FreeShareable(*memory);
+  return memory.status();
+}
+
 }  // namespace parley

@@ -62,6 +62,10 @@ class GpuMemory {
   absl::StatusOr<std::shared_ptr<Gpu>> Open(
       const std::function<absl::StatusOr<std::unique_ptr<Gpu>>()>& make);
 
+  // Whether there can be memory of the pool's kind: it must be of a kind that peers can map.
+  // REQUIRES: Open was OK.
+  absl::Status CheckLending();
+
   const std::shared_ptr<DeviceArenas>& arenas() const { return arenas_; }
   BufferPool* pool() { return &pool_; }  // REQUIRES to allocate: Open was OK
 

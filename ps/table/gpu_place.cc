@@ -41,6 +41,7 @@ absl::StatusOr<std::unique_ptr<GpuPlace>> MakeGpuPlace(GpuMemory* memory,
   absl::StatusOr<std::shared_ptr<Gpu>> gpu =
       memory->Open([device] { return CreateGpuFor(device); });
   if (!gpu.ok()) return gpu.status();
+  if (absl::Status status = memory->CheckLending(); !status.ok()) return status;
   absl::StatusOr<std::unique_ptr<GpuStream>> stream = (*gpu)->NewStream();
   if (!stream.ok()) return stream.status();
   auto place = std::make_unique<GpuPlace>();

@@ -123,7 +123,8 @@ class DeviceRig {
     return {device_->PrepareGradients(home->data(), MemoryKind::kHost, n, NewWorkspace()), home};
   }
   const std::vector<float>& Finish(const Gradient& gradient) {
-    device_->StoreGradients(gradient.made, gradient.home->size(), gradient.home->data());
+    device_->StoreGradients(gradient.made, MemoryKind::kHost, gradient.home->size(),
+                            gradient.home->data());
     Finish();
     return *gradient.home;
   }

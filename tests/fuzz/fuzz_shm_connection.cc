@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ps/base/loop_env.h"
+#include "ps/base/shared_arenas.h"
 #include "ps/net/shm/connection.h"
 #include "ps/net/shm/private_parts.h"
 #include "ps/wire/codec.h"
@@ -59,9 +60,10 @@ struct World {
                      .max_parts = 8,
                      .max_lent_bytes = 40000,
                      .lend_bytes = 64};
-    shared.arenas = std::make_shared<SharedArenas>(
+    const auto arenas = std::make_shared<SharedArenas>(
         SharedArenas::Options{.arena_bytes = size_t{2} << 20, .max_bytes = size_t{2} << 20});
-    staging = std::make_unique<BufferPool>(size_t{1} << 20, shared.arenas);
+    shared.arenas = arenas;
+    staging = std::make_unique<BufferPool>(size_t{1} << 20, arenas);
     received = std::make_unique<BufferPool>(size_t{1} << 20);
     shared.staging = staging.get();
     shared.received = received.get();

@@ -193,7 +193,7 @@ class Operation {
   }
   void StoreGradients() {
     for (Parameters* p : {&weight_, &bias_}) {
-      device_.StoreGradients(p->made, p->gradient.size(), p->gradient.data());
+      device_.StoreGradients(p->made, MemoryKind::kHost, p->gradient.size(), p->gradient.data());
     }
   }
 

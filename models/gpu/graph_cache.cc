@@ -38,7 +38,8 @@ absl::Status GraphCache::Enqueue(std::vector<GpuOperation> operations, GpuStream
     const absl::Status status = EnqueueAll(piece.operations, stream);
     absl::StatusOr<std::unique_ptr<GpuGraph>> graph = stream->EndGraph();
     if (!status.ok()) return status;
-    if (!graph.ok()) return graph.status();
+    // Somebody else may have waited for the whole GPU meanwhile, which ends a recording.
+    if (!graph.ok()) return EnqueueAll(piece.operations, stream);
     piece.graph = *std::move(graph);
   }
   ++launched_;

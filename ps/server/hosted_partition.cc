@@ -198,6 +198,8 @@ void HostedPartition::ApplyWithoutTick(const pb::FrameHeader& header, const pb::
     }
     UpdateWith(info);
   }
+  // A copy takes it where the CPU can read it.
+  if (replicated_) values = values_->ToHost(values);
   PublishWithoutTick(header, part, info, {std::move(keys), std::move(values)});
   if (setup_.probe != nullptr) {
     setup_.probe->OnIndex(setup_.table, setup_.index, last_index_);

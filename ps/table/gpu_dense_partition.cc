@@ -33,12 +33,13 @@ GpuDensePartition::GpuDensePartition(const pb::TableSpec& table, const DenseLayo
       optimizer_(std::move(optimizer)) {
   Buffer initial = pool_->Allocate(bytes());
   InitialValues(table, layout, range_, initial.mutable_floats());
+  // All memory before anything is enqueued: nothing may be on its way if there is too little.
   weights_ = AllocateDevice();
+  for (int s = 0; s < optimizer_->slots(); ++s) slots_.push_back(AllocateDevice());
   ThrowUnlessOk(place_->stream->CopyIn(weights_.mutable_data(), initial.data(), bytes()));
   for (int s = 0; s < optimizer_->slots(); ++s) {
-    slots_.push_back(AllocateDevice());
     ThrowUnlessOk(EnqueueFill(range_.size(), optimizer_->initial_slot_value(s),
-                              slots_.back().mutable_floats(), place_->stream.get()));
+                              slots_[s].mutable_floats(), place_->stream.get()));
   }
   Sync();
 }
@@ -108,7 +109,8 @@ SummedGradient GpuDensePartition::Sum(absl::Span<const GradientView> gradients) 
 
 Buffer GpuDensePartition::ToHost(const Buffer& values) const {
   if (!values.on_device()) return values;
-  Buffer copy = pool_->Allocate(values.size());
+  // Of the heap, which takes it back: the pool's arenas would keep a whole table's size for good.
+  Buffer copy = Buffer::Allocate(values.size());
   ThrowUnlessOk(place_->stream->CopyOut(copy.mutable_data(), values.data(), values.size()));
   Sync();
   return copy;

@@ -33,7 +33,7 @@ absl::Status StatusOf(const std::bad_alloc& failure, const std::string& no_memor
   if (dynamic_cast<const DeviceFailure*>(&failure) == nullptr) {
     return absl::ResourceExhaustedError(no_memory);
   }
-  return absl::UnavailableError(failure.what());
+  return absl::InternalError(failure.what());  // waiting does not mend a GPU
 }
 
 absl::StatusOr<std::unique_ptr<GpuPlace>> MakeGpuPlace(GpuMemory* memory,

@@ -198,9 +198,13 @@ Kept Connection::TakeLent() {
   if (ended_ || lent_count_ == 0) return kept;
   kept.socket = link_->socket;
   kept.peer = peer_;
-  kept.bytes = std::exchange(lent_bytes_, 0);
+  lent_bytes_ = 0;
   for (Lent& lent : lent_) {
-    if (!lent.buffer.empty()) kept.buffers.push_back(std::move(lent.buffer));
+    if (lent.buffer.empty()) continue;
+    // A GPU's memory is bounded by its arenas. Past the bound of custody it would be written again
+    // at once, under a peer that computes with it.
+    if (!lent.buffer.on_device()) kept.bytes += lent.buffer.size();
+    kept.buffers.push_back(std::move(lent.buffer));
   }
   lent_.clear();
   free_slots_.clear();

@@ -75,8 +75,8 @@ class Buffer {
   // last access).
   bool unique() const;
 
-  // The bytes lie in a GPU's memory (device_memory.h): the CPU must not touch them, and who could be
-  // given such a Buffer looks here first.
+  // The bytes lie in a GPU's memory (device_memory.h): the CPU must not touch them, and who could
+  // be given such a Buffer looks here first.
   bool on_device() const;
 
  private:

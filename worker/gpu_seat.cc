@@ -54,9 +54,10 @@ absl::Status GpuSeat::Find(const pb::Compute& config) {
     looked_ = false;
     claim_ = GpuClaim();
     if (config.placement() == pb::Compute::GPU) {
-      return absl::Status(status.code(), absl::StrCat(status.message(),
-                                                      "; allowed without a GPU is "
-                                                      "compute.placement HOST, here it is GPU"));
+      return absl::Status(status.code(),
+                          absl::StrCat(status.message(),
+                                       "; allowed without a GPU is compute.placement HOST, with "
+                                       "device AUTO or CPU"));
     }
     if (wanted == pb::Compute::AUTO && !options_.index.has_value()) {
       looked_ = true;

@@ -10,7 +10,7 @@ namespace {
 
 // In deadlines: how long all of it may take a server that says it is at work, as one that reads a
 // checkpoint. A disk may hang while its server lives.
-constexpr int kLongest = 10;
+constexpr int kLongestDeadlines = 10;
 
 }  // namespace
 
@@ -61,7 +61,7 @@ void Rounds::Call(const Target& target, std::map<NodeId, CallId>* calls,
                    .max_attempt = absl::Seconds(2),
                    .what = "assignment to " + target.name,
                    .parked_extends = true,
-                   .longest = kLongest * deadline_};
+                   .longest = kLongestDeadlines * deadline_};
   (*calls)[target.node] = rpc_->Call(target.node, std::move(frame), std::move(call),
                                      [this, node = target.node, answered = std::move(answered)](
                                          absl::StatusOr<Frame> answer) mutable {

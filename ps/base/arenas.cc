@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <iterator>
 
+#include "ps/base/round_up.h"
+
 namespace parley {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-
-size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
 size_t BlockBytes(size_t capacity) {
   return RoundUp(std::max<size_t>(capacity, 1), Buffer::kAlignment);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "ps/base/round_up.h"
 
 namespace parley {
 
@@ -68,8 +69,6 @@ std::byte* AllocateAligned(size_t capacity) {
   if (memory == nullptr) throw std::bad_alloc();
   return static_cast<std::byte*>(memory);
 }
-
-size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
 
 // Quarter steps of powers of two: at most 25% is wasted, and a tensor's size finds the same class
 // every step.

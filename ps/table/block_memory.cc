@@ -8,12 +8,9 @@
 #include <new>
 #include <utility>
 
+#include "ps/base/round_up.h"
+
 namespace parley {
-namespace {
-
-size_t RoundUp(size_t size, size_t unit) { return (size + unit - 1) / unit * unit; }
-
-}  // namespace
 
 MappedMemory::MappedMemory(size_t size) {
   if (size < kHugePage) {

@@ -31,6 +31,7 @@ namespace parley {
 class RowTable {
  public:
   static constexpr uint32_t kBatch = 64;
+  static constexpr uint64_t kLastHash = ~uint64_t{0};
   static constexpr uint32_t kMaxBucketRows = 56;  // tags of a cache line, less the header
   // The directory has at most this many entries for each bucket, or kMinDirectory if that is more.
   static constexpr uint64_t kMaxSparseness = 16;

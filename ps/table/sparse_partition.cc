@@ -13,8 +13,6 @@
 namespace parley {
 namespace {
 
-constexpr uint64_t kAllHashes = ~uint64_t{0};
-
 uint32_t LoadBits(const uint8_t* at) {
   uint32_t bits;
   std::memcpy(&bits, at, sizeof(bits));
@@ -229,7 +227,7 @@ void SparsePartition::DropOld() {
   const int bits = layout_.partition_bits() + std::countr_zero(steps);
   const uint64_t part = uint64_t{index_} * steps + now_ % steps;
   const uint64_t first = bits == 0 ? 0 : part << (64 - bits);
-  const uint64_t last = bits == 0 ? kAllHashes : first + (kAllHashes >> bits);
+  const uint64_t last = bits == 0 ? RowTable::kLastHash : first + (RowTable::kLastHash >> bits);
   const uint32_t now = static_cast<uint32_t>(now_);
   const uint64_t max_age = eviction_.max_age();
   evicted_ += rows_.EraseIf(first, last, [&](uint64_t hash, const uint8_t* row) {
@@ -251,7 +249,8 @@ void SparsePartition::DropSurplus() {
     return IsLater(tick, now) ? 0 : now - tick;
   };
   std::map<uint32_t, uint64_t, std::greater<>> by_age;
-  rows_.ForEach(0, kAllHashes, [&](uint64_t, const uint8_t* row) { ++by_age[age_of(row)]; });
+  rows_.ForEach(0, RowTable::kLastHash,
+                [&](uint64_t, const uint8_t* row) { ++by_age[age_of(row)]; });
   uint32_t cut = 0;  // older ones go, and `surplus` of this age
   for (const auto& [age, count] : by_age) {
     cut = age;
@@ -259,12 +258,12 @@ void SparsePartition::DropSurplus() {
     surplus -= count;
   }
   std::vector<uint64_t> hashes;
-  rows_.ForEach(0, kAllHashes, [&](uint64_t hash, const uint8_t* row) {
+  rows_.ForEach(0, RowTable::kLastHash, [&](uint64_t hash, const uint8_t* row) {
     if (age_of(row) == cut) hashes.push_back(hash);
   });
   std::nth_element(hashes.begin(), hashes.begin() + (surplus - 1), hashes.end());
   const uint64_t last = hashes[surplus - 1];
-  evicted_ += rows_.EraseIf(0, kAllHashes, [&](uint64_t hash, const uint8_t* row) {
+  evicted_ += rows_.EraseIf(0, RowTable::kLastHash, [&](uint64_t hash, const uint8_t* row) {
     const uint32_t age = age_of(row);
     if (age < cut || (age == cut && hash > last)) return false;
     NoteDropped(hash);
@@ -279,7 +278,7 @@ uint64_t SparsePartition::memory_bytes() const {
 
 void SparsePartition::AddCounts(pb::ServerCounts::Rows* rows) const {
   uint64_t low = 0, high = 0;
-  rows_.ForEach(0, kAllHashes, [&](uint64_t hash, const uint8_t* row) {
+  rows_.ForEach(0, RowTable::kLastHash, [&](uint64_t hash, const uint8_t* row) {
     AddRowDigest(KeyOfHash(hash), row, format_.weight_bytes, &low, &high);
   });
   rows->set_rows(rows->rows() + rows_.rows());

@@ -14,8 +14,6 @@
 namespace parley {
 namespace {
 
-constexpr uint64_t kAllHashes = ~uint64_t{0};
-
 // A part of every row, and the array that it is saved in.
 struct Column {
   std::string name;
@@ -188,7 +186,7 @@ TableState SparsePartition::SaveChanges() {
   TableState state;
   state.header.set_changes_only(true);
   uint64_t rows = 0;
-  rows_.ForEach(0, kAllHashes,
+  rows_.ForEach(0, RowTable::kLastHash,
                 [&](uint64_t hash, const uint8_t*) { rows += touched_.IsTouched(hash); });
   RowWriter writer(format_, rows, pool_);
   rows_.ForEachInOrder([&](uint64_t hash, const uint8_t* row) {
@@ -293,9 +291,9 @@ absl::Status SparsePartition::Load(const TableState& state) {
   if (absl::Status status = CheckState(state, &loaded); !status.ok()) return status;
   touched_.Stop();
   if (!loaded.changes) {
-    rows_.EraseIf(0, kAllHashes, [](uint64_t, const uint8_t*) { return true; });
+    rows_.EraseIf(0, RowTable::kLastHash, [](uint64_t, const uint8_t*) { return true; });
   } else if (!loaded.removed.empty()) {
-    rows_.EraseIf(0, kAllHashes, [&](uint64_t hash, const uint8_t*) {
+    rows_.EraseIf(0, RowTable::kLastHash, [&](uint64_t hash, const uint8_t*) {
       return std::binary_search(loaded.removed_hashes.begin(), loaded.removed_hashes.end(), hash);
     });
   }
@@ -329,7 +327,7 @@ absl::Status SparsePartition::Load(const TableState& state) {
 uint64_t SparsePartition::Digest() const {
   // Sums, since neither rows nor candidates have an order.
   std::array<uint64_t, 5> parts = {version_, evicted_, now_, 0, 0};
-  rows_.ForEach(0, kAllHashes, [&](uint64_t hash, const uint8_t* row) {
+  rows_.ForEach(0, RowTable::kLastHash, [&](uint64_t hash, const uint8_t* row) {
     parts[3] += DigestBytes(row, format_.bytes, hash);
   });
   if (candidates_.has_value()) {

@@ -20,8 +20,6 @@
 namespace parley {
 namespace {
 
-constexpr char kSchedulerEndpoint[] = "sim://scheduler";
-
 class SummaryKeeper : public RunObserver {
  public:
   explicit SummaryKeeper(bool verbose) : verbose_(verbose) {}

@@ -9,7 +9,6 @@
 namespace parley {
 namespace {
 
-constexpr char kScheduler[] = "sim://scheduler";
 constexpr absl::Duration kSupervisorDelay = absl::Seconds(1);
 
 }  // namespace
@@ -44,7 +43,7 @@ void SimProcesses::StartScheduler() {
   scheduler_ = std::make_unique<Scheduler>();
   scheduler_->env = std::make_unique<SimEnv>(world_, "scheduler");
   scheduler_->transport =
-      network_->CreateTransport(scheduler_->env.get(), kSchedulerNode, kScheduler);
+      network_->CreateTransport(scheduler_->env.get(), kSchedulerNode, kSchedulerEndpoint);
   SchedulerNode::Options options;
   options.job = "sim";
   options.experiment = run_.experiment;
@@ -108,7 +107,7 @@ void SimProcesses::StartShard(size_t process, uint32_t shard) {
   Node* node = AddNode(name, "sim://" + name);
   node->probe = checker_->ProbeOf(node->id);
   ServerNode::Options options;
-  options.scheduler = kScheduler;
+  options.scheduler = kSchedulerEndpoint;
   options.node_name = name;
   options.process = 1000 + 100 * server.starts + server.number;
   options.shard = shard;
@@ -135,7 +134,7 @@ void SimProcesses::StartWorker(size_t process) {
   };
   if (run_.updates > 0) {
     UpdateWorker::Options updates;
-    updates.scheduler = kScheduler;
+    updates.scheduler = kSchedulerEndpoint;
     updates.job = "sim";
     updates.node_name = name;
     updates.plan = {run_.seed, run_.experiment.cluster().workers(), run_.updates};
@@ -147,7 +146,7 @@ void SimProcesses::StartWorker(size_t process) {
     return;
   }
   WorkerNode::Options options;
-  options.scheduler = kScheduler;
+  options.scheduler = kSchedulerEndpoint;
   options.node_name = name;
   options.spare = worker.spare;
   options.probe = worker_probe_;

@@ -30,6 +30,8 @@
 
 namespace parley {
 
+inline constexpr char kSchedulerEndpoint[] = "sim://scheduler";
+
 class SimProcesses {
  public:
   // How the job ended, once the scheduler has told its observer.

@@ -11,7 +11,7 @@ uint32_t SlotOf(uint64_t key, int bits) {
   return static_cast<uint32_t>((key * 0x9E3779B97F4A7C15) >> (64 - bits));
 }
 
-constexpr uint32_t kAhead = 12;  // slots to fetch before they are looked at
+constexpr uint32_t kSlotsAhead = 12;  // fetched before they are looked at
 
 }  // namespace
 
@@ -81,7 +81,7 @@ uint32_t KeySplitter::Dedupe(uint32_t from, uint32_t to, uint32_t unique, uint64
   uint64_t* const kept = out + unique;
   uint32_t found = 0;
   for (uint32_t j = 0; j < n; ++j) {
-    if (j + kAhead < n) __builtin_prefetch(&table[SlotOf(sorted[j + kAhead], bits)], 1);
+    if (j + kSlotsAhead < n) __builtin_prefetch(&table[SlotOf(sorted[j + kSlotsAhead], bits)], 1);
     const uint64_t key = sorted[j];
     uint32_t slot = SlotOf(key, bits);
     uint32_t entry = table[slot];

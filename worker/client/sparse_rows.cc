@@ -5,7 +5,7 @@
 namespace parley {
 namespace {
 
-constexpr uint32_t kAhead = 16;  // positions
+constexpr uint32_t kPositionsAhead = 16;
 
 // A row of kDim floats, or of `dim` if kDim is 0: where the length is known, the copy is a few
 // vector moves instead of a call.
@@ -34,8 +34,8 @@ void Scatter(const KeySplit& split, uint32_t from, uint32_t to, uint32_t dim,
   const uint32_t end = first[to];
   for (uint32_t key = from, at = first[from]; key < to; ++key, values += bytes) {
     for (; at < first[key + 1]; ++at) {
-      if (at + kAhead < end) {
-        Row<kDim>::template Fetch<1>(rows + positions[at + kAhead] * bytes, dim);
+      if (at + kPositionsAhead < end) {
+        Row<kDim>::template Fetch<1>(rows + positions[at + kPositionsAhead] * bytes, dim);
       }
       Row<kDim>::Copy(values, dim, rows + positions[at] * bytes);
     }
@@ -50,8 +50,8 @@ void Gather(const KeySplit& split, uint32_t from, uint32_t to, uint32_t dim, con
   const uint32_t* const positions = split.positions.data();
   const uint32_t end = first[to];
   for (uint32_t key = from, at = first[from]; key < to; ++key, values += bytes) {
-    if (at + kAhead < end) {
-      Row<kDim>::template Fetch<0>(rows + positions[at + kAhead] * bytes, dim);
+    if (at + kPositionsAhead < end) {
+      Row<kDim>::template Fetch<0>(rows + positions[at + kPositionsAhead] * bytes, dim);
     }
     Row<kDim>::Copy(rows + positions[at] * bytes, dim, values);
     for (++at; at < first[key + 1]; ++at) {

@@ -17,8 +17,6 @@
 namespace parley {
 namespace {
 
-constexpr uint32_t kMaxFields = 1024;
-
 // What the training and the test set may share.
 struct Log {
   std::vector<uint64_t> keys;   // [samples, fields]
@@ -153,9 +151,9 @@ uint64_t Limited(uint64_t samples, uint64_t limit) {
 absl::StatusOr<DataSplits> LoadClickLog(const pb::Data& data) {
   const pb::ClickLog& config = data.click_log();
   const uint32_t fields = config.fields();
-  if (fields < 1 || fields > kMaxFields) {
+  if (fields < 1 || fields > kMaxClickFields) {
     return absl::InvalidArgumentError(
-        absl::StrFormat("data.click_log.fields is %d, allowed is 1..%d", fields, kMaxFields));
+        absl::StrFormat("data.click_log.fields is %d, allowed is 1..%d", fields, kMaxClickFields));
   }
   if (config.train().empty()) {
     return absl::InvalidArgumentError(

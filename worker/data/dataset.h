@@ -19,6 +19,8 @@ namespace parley {
 
 // Stands for "no key": a row of zeros that nobody trains.
 inline constexpr uint64_t kNoKey = ~uint64_t{0};
+// Fields of a click, each of which is a key.
+inline constexpr uint32_t kMaxClickFields = 1024;
 
 // Thread-safe: immutable after it is made.
 class Dataset {

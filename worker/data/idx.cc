@@ -9,7 +9,7 @@ namespace parley {
 namespace {
 
 constexpr uint32_t kUnsignedByte = 0x08;
-constexpr size_t kChunk = size_t{1} << 20;
+constexpr size_t kIdxChunk = size_t{1} << 20;
 constexpr uint64_t kMaxBytes = uint64_t{1} << 36;
 
 uint32_t BigEndian32(const uint8_t* bytes) {
@@ -63,7 +63,7 @@ absl::StatusOr<IdxArray> ReadIdx(const std::string& path, uint32_t dimensions, u
                                            array.shape[0], row_bytes);
   while (array.bytes.size() < total) {
     const size_t at = array.bytes.size();
-    const size_t step = std::min<uint64_t>(kChunk, total - at);
+    const size_t step = std::min<uint64_t>(kIdxChunk, total - at);
     array.bytes.resize(at + step);
     status = file->ReadExactly(array.bytes.data() + at, step, part);
     if (!status.ok()) return status;

@@ -13,7 +13,6 @@
 namespace parley {
 namespace {
 
-constexpr uint32_t kMaxFields = 1024;
 constexpr float kMaxExponent = 10;
 constexpr float kNoise = 0.25f;  // of the score, whose standard deviation is 1
 
@@ -88,8 +87,9 @@ absl::Status Refuse(const char* field, const std::string& value, const std::stri
 absl::StatusOr<std::unique_ptr<Dataset>> MakeSyntheticClicks(const pb::SyntheticClicks& config,
                                                              uint64_t seed, uint64_t limit,
                                                              bool train) {
-  if (config.fields() < 1 || config.fields() > kMaxFields) {
-    return Refuse("fields", std::to_string(config.fields()), absl::StrFormat("1..%d", kMaxFields));
+  if (config.fields() < 1 || config.fields() > kMaxClickFields) {
+    return Refuse("fields", std::to_string(config.fields()),
+                  absl::StrFormat("1..%d", kMaxClickFields));
   }
   if (config.keys_per_field() < 1 || config.keys_per_field() > Zipf::kMaxRanks) {
     return Refuse("keys_per_field", std::to_string(config.keys_per_field()),

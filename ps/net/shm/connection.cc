@@ -9,14 +9,10 @@
 #include "absl/strings/str_format.h"
 
 namespace parley::shm {
-namespace {
-
 absl::Status Lie(const char* what, uint64_t value, uint64_t bound) {
   return absl::InvalidArgumentError(
       absl::StrFormat("%s is %d, allowed is 0..%d", what, value, bound));
 }
-
-}  // namespace
 
 Connection::Connection(const Shared* shared, uint64_t id, NodeId peer,
                        std::shared_ptr<SendQueue> queue)

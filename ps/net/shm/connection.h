@@ -64,6 +64,9 @@ namespace parley::shm {
 inline constexpr uint32_t kFirstDeviceArena = Arenas::kMaxArenas;
 inline constexpr uint32_t kArenaNumbers = 2 * Arenas::kMaxArenas;
 
+// What is said of a number of the peer's that is greater than allowed.
+absl::Status Lie(const char* what, uint64_t value, uint64_t bound);
+
 struct Limits {
   size_t ring_bytes = 0;
   int queue_frames = 0;

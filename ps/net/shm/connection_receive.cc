@@ -15,11 +15,6 @@ namespace {
 // first.
 constexpr size_t kMaxBorrowed = size_t{1} << 20;
 
-absl::Status Lie(const char* what, uint64_t value, uint64_t bound) {
-  return absl::InvalidArgumentError(
-      absl::StrFormat("%s is %d, allowed is 0..%d", what, value, bound));
-}
-
 }  // namespace
 
 absl::StatusOr<bool> Connection::Receive(int max_frames, Sink sink) {

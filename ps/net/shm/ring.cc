@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_format.h"
+#include "ps/base/round_up.h"
 
 namespace parley::shm {
 namespace {
@@ -12,8 +13,6 @@ namespace {
 static_assert(std::endian::native == std::endian::little, "records are written as they are");
 
 constexpr size_t kAlign = 8;
-
-size_t RoundUp(size_t size) { return (size + kAlign - 1) / kAlign * kAlign; }
 
 // One load, whatever the compiler thinks: the other process may write while we decide.
 uint64_t LoadOnce(const std::byte* at) {
@@ -34,7 +33,7 @@ bool IsRingSize(uint64_t size) {
 }
 
 std::byte* RingWriter::Begin(size_t body_bytes, uint64_t read) {
-  const size_t size = ring_.size(), total = kRecordHeaderBytes + RoundUp(body_bytes);
+  const size_t size = ring_.size(), total = kRecordHeaderBytes + RoundUp(body_bytes, kAlign);
   const size_t offset = position_ & (size - 1);
   const size_t pad = offset + total > size ? size - offset : 0;
   if (position_ + pad + total - read > size) return nullptr;
@@ -49,7 +48,7 @@ std::byte* RingWriter::Begin(size_t body_bytes, uint64_t read) {
 
 void RingWriter::End(RecordKind kind, uint16_t flags) {
   PutHeader(begun_, body_bytes_, kind, flags);
-  position_ = begun_ + kRecordHeaderBytes + RoundUp(body_bytes_);
+  position_ = begun_ + kRecordHeaderBytes + RoundUp(body_bytes_, kAlign);
 }
 
 void RingWriter::PutHeader(uint64_t at, size_t size, RecordKind kind, uint16_t flags) {
@@ -71,7 +70,7 @@ absl::StatusOr<std::optional<Record>> RingReader::Next(uint64_t written) {
     const size_t room = std::min<uint64_t>(ahead, size - offset) - kRecordHeaderBytes;
     if (body_bytes > room) return Lie("a record's size", body_bytes, "0..", room);
     if (kind > kLastRecordKind) return Lie("a record's kind", kind, "0..", kLastRecordKind);
-    position_ += kRecordHeaderBytes + RoundUp(body_bytes);
+    position_ += kRecordHeaderBytes + RoundUp(body_bytes, kAlign);
     if (kind == static_cast<uint16_t>(RecordKind::kPad)) {
       if ((position_ & (size - 1)) == 0) continue;
       return Lie("a pad's size", body_bytes,

@@ -85,8 +85,9 @@ void SchedulerNode::Impl::Start() {
     if (phase_ == Phase::kStopping) return;
     // Which of those that have connected it was cannot be told: all are asked.
     for (Member* member : members_.all()) {
-      // Who has yet to find the scheduler that has come back is not there to be asked.
-      if (goes_on_ && !member->heard_heartbeat) continue;
+      // Who has yet to find the scheduler that has come back is not there to be asked; nor is who
+      // waited for its Welcome for so long that it looks for a scheduler elsewhere.
+      if (!member->heard_heartbeat) continue;
       if (peer == kNoNode || member->node == peer) detector_.Suspect(member->node);
     }
   });

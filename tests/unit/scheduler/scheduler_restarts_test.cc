@@ -101,6 +101,23 @@ TEST_F(SchedulerRestartTest, WhoeverIsSlowWhenAnothersConnectionBreaksIsNotShot)
   EXPECT_THAT(Events(), Not(HasSubstr("(host:101) is dead")));
 }
 
+// It may have looked for the scheduler elsewhere, for want of an answer, and will be back.
+TEST_F(SchedulerRestartTest, WhoHasNotHeardThatItIsAdmittedIsNotShotWhenItsConnectionBreaks) {
+  experiment_.mutable_cluster()->set_node_timeout_ms(3000);
+  StartScheduler();
+  Run(absl::Milliseconds(100));
+  Node* away = Add(pb::WORKER);
+  away->env.Stall(absl::Seconds(60));  // the Welcome finds nobody
+  Run(absl::Milliseconds(100));
+  EXPECT_THAT(Events(), HasSubstr("(host:100) joined"));
+  away->env.Kill();
+  for (int i = 0; i < 10; ++i) network_.TellGone(away->node);  // of which some get there
+  Run(absl::Seconds(1));
+  EXPECT_THAT(Events(), Not(HasSubstr("connection broke")));
+  Run(absl::Seconds(4));
+  EXPECT_THAT(Events(), HasSubstr("(host:100) is dead"));  // by its silence
+}
+
 TEST_F(SchedulerRestartTest, WhoHasYetToFindTheNextSchedulerIsNotShotWhenAnothersConnectionBreaks) {
   experiment_.mutable_cluster()->set_node_timeout_ms(3000);
   store_ = &memory_;
